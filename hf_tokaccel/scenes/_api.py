@@ -1,0 +1,164 @@
+"""Public entry points: rendering scenes by index, and datasets of them."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from ._layout import Scenes, draw_scenes
+from ._random import SPLITS
+from ._render import SceneBatch, render
+
+if TYPE_CHECKING:
+    import datasets
+
+# Pixels rendered at a time: small enough for the working set to stay near a CPU's caches.
+_CPU_PIXELS = 1 << 16
+_GPU_PIXELS = 1 << 22
+
+
+def _check_split(split: str) -> None:
+    if split not in SPLITS:
+        raise ValueError(f"Unknown split {split!r}: it must be one of {', '.join(SPLITS)}; for example split='train'.")
+
+
+def _check_size(size: tuple[int, int]) -> tuple[int, int]:
+    good = isinstance(size, Sequence) and not isinstance(size, str) and len(size) == 2
+    if not good or any(not isinstance(s, int) or isinstance(s, bool) or s < 1 for s in size):
+        raise ValueError(
+            f"Bad size {size!r}: it must be (height, width), two positive integers; e.g. size=(128, 128)."
+        )
+    return int(size[0]), int(size[1])
+
+
+def _check_integer(name: str, value: int, low: int, example: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or not low <= value < 2**31:
+        raise ValueError(
+            f"Bad {name} {value!r}: it must be an integer from {low} to {2**31 - 1}; for example {name}={example}."
+        )
+
+
+def _draw(indices: Sequence[int] | Tensor, split: str, seed: int) -> Scenes:
+    _check_split(split)
+    _check_integer("seed", seed, 0, 0)
+    values = torch.as_tensor(indices).cpu()
+    if values.ndim != 1 or len(values) == 0 or values.is_floating_point() or values.dtype == torch.bool:
+        raise ValueError(f"Bad indices {indices!r}: they must be a non-empty list of integers; e.g. indices=[0, 1].")
+    if int(values.min()) < 0 or int(values.max()) >= 2**31:
+        raise ValueError(f"Bad indices {indices!r}: each must be from 0 to {2**31 - 1}; for example indices=[0, 1].")
+    return draw_scenes(values.long(), split, seed)
+
+
+@torch.no_grad()
+def render_scenes(
+    indices: Sequence[int] | Tensor,
+    size: tuple[int, int] = (128, 128),
+    split: str = "train",
+    seed: int = 0,
+    device: str | torch.device = "cpu",
+) -> SceneBatch:
+    """Render toy indoor scenes with a ray caster.
+
+    A scene is a function of (split, index, seed) alone: the batch, the size, the device and PyTorch's random state
+    do not change it. Pixels sample the scene at their centres, so other sizes show the same scene.
+
+    Args:
+        indices: B scene numbers from 0 to 2**31 - 1.
+        size: Height and width in pixels. The field of view belongs to the shorter side.
+        split: "train", "validation" or "test"; no scene belongs to two of them.
+        seed: Picks another set of scenes, from 0 to 2**31 - 1.
+        device: Where to render; the result stays there.
+
+    Returns:
+        Image (B, 3, H, W) in [0, 1], depth (B, H, W) in metres along the optical axis, labels (B, H, W) into
+        `CLASS_NAMES`, and instances (B, H, W), 0 on room surfaces and otherwise numbering the objects of a scene.
+
+    Raises:
+        ValueError: If the split is unknown, or an index, the size or the seed is out of range.
+    """
+    height, width = _check_size(size)
+    scenes, device = _draw(indices, split, seed), torch.device(device)
+    step = max(1, (_CPU_PIXELS if device.type == "cpu" else _GPU_PIXELS) // (height * width))
+    starts = range(0, scenes.camera.shape[0], step)
+    batches = [render(scenes.select(slice(i, i + step), device), height, width) for i in starts]
+    return batches[0] if len(batches) == 1 else SceneBatch(*(torch.cat(maps) for maps in zip(*batches, strict=True)))
+
+
+class SceneDataset(Dataset):
+    """Map-style dataset of rendered scenes 0 to length - 1 of a split.
+
+    Items are dicts of "image" (uint8, (3, H, W)), "depth" (float32, (H, W), metres), "labels" and "instances"
+    (int64, (H, W)). A `DataLoader` asks for whole batches, which are rendered in one go.
+
+    Args:
+        split: "train", "validation" or "test".
+        length: Number of scenes.
+        size: Height and width in pixels.
+        seed: Picks another set of scenes.
+
+    Raises:
+        ValueError: If the split is unknown, or the length, the size or the seed is out of range.
+    """
+
+    def __init__(self, split: str = "train", length: int = 1024, size: tuple[int, int] = (128, 128), seed: int = 0):
+        _check_split(split)
+        _check_integer("length", length, 1, 1024)
+        _check_integer("seed", seed, 0, 0)
+        self.split, self.length, self.size, self.seed = split, length, _check_size(size), seed
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Tensor]]:
+        """Return the items at the indices; negative ones count from the end."""
+        for i in indices:
+            if not -self.length <= i < self.length:
+                raise IndexError(f"Index {i} is out of range for a dataset of {self.length} scenes.")
+        batch = render_scenes([i % self.length for i in indices], self.size, self.split, self.seed)
+        pixels = (batch.image * 255).round_().to(torch.uint8)
+        names = ("image", "depth", "labels", "instances")
+        columns = (pixels, batch.depth, batch.labels, batch.instances)
+        return [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]
+
+
+def as_datasets(
+    split: str = "train", length: int = 1024, size: tuple[int, int] = (128, 128), seed: int = 0
+) -> "datasets.Dataset":
+    """Render scenes 0 to length - 1 of a split into a `datasets.Dataset`.
+
+    Returns:
+        A dataset with columns "image" (an image feature), "depth" (H, W) float32 in metres, "labels" and "instances"
+        (H, W) int64.
+
+    Raises:
+        ValueError: If the split is unknown, or the length, the size or the seed is out of range.
+        ImportError: If the `datasets` package is missing.
+    """
+    try:
+        import datasets
+    except ImportError as error:
+        raise ImportError("as_datasets needs the datasets package: pip install datasets.") from error
+    from PIL import Image
+
+    source = SceneDataset(split, length, size, seed)
+    shape = source.size
+    features = datasets.Features(
+        {
+            "image": datasets.Image(),
+            "depth": datasets.Array2D(shape, "float32"),
+            "labels": datasets.Array2D(shape, "int64"),
+            "instances": datasets.Array2D(shape, "int64"),
+        }
+    )
+    columns = {name: [] for name in features}
+    for start in range(0, length, 32):
+        for item in source.__getitems__(range(start, min(start + 32, length))):
+            columns["image"].append(Image.fromarray(item["image"].permute(1, 2, 0).numpy()))
+            for name in ("depth", "labels", "instances"):
+                columns[name].append(item[name].numpy())
+    return datasets.Dataset.from_dict(columns, features=features)
