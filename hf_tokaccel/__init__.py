@@ -1,0 +1,19 @@
+"""Token clustering for dense prediction with vision transformers of Hugging Face Transformers, without retraining."""
+
+from . import models as _models  # registers the tokaccel_* types
+from .auto import accelerate, accelerate_config, to_native, to_native_config
+from .configuration import TokenClusteringConfig
+from .registry import FAMILIES
+from .track import observe_clusters
+from .version import __version__
+
+__all__ = [
+    "FAMILIES",
+    "TokenClusteringConfig",
+    "__version__",
+    "accelerate",
+    "accelerate_config",
+    "observe_clusters",
+    "to_native",
+    "to_native_config",
+]

@@ -1,0 +1,138 @@
+"""Switching acceleration on and off for any supported configuration or model."""
+
+import copy
+from typing import Any
+
+import torch
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from .configs import AcceleratedConfig
+from .configuration import TokenClusteringConfig, as_accel
+from .graft import pair_configs, transplant
+from .modeling import AcceleratedModel
+from .registry import FAMILIES, accelerated_class, native_class, unsupported
+
+Accel = TokenClusteringConfig | dict[str, Any] | None
+
+
+def accelerate_config(
+    config: PreTrainedConfig, accel: Accel, image_size: int | tuple[int, int] | None = None
+) -> PreTrainedConfig:
+    """The accelerated counterpart of a configuration, which is left as it was.
+
+    Args:
+        config: of a supported model type, native or accelerated, or of a head whose `backbone_config` is one.
+        accel: the setting; None switches acceleration off.
+        image_size: side or (height, width) in pixels that the model will run at, checked against the setting. By default
+            the configuration's own, where the model accepts no other.
+
+    Raises:
+        ValueError: when the type is not supported or the setting does not fit.
+    """
+    setting = as_accel(accel)
+    native = to_native_config(config)
+    family = FAMILIES.get(native.model_type)
+    if family is not None:
+        new = _convert(native, family.config, accel=setting)
+        if setting is not None:
+            _check_image_size(new, setting, image_size)
+        return new
+    backbone = getattr(native, "backbone_config", None)
+    if isinstance(backbone, PreTrainedConfig) and backbone.model_type in FAMILIES:
+        native.backbone_config = accelerate_config(backbone, setting, image_size)
+        return native
+    raise unsupported(f"model type {native.model_type!r}")
+
+
+def to_native_config(config: PreTrainedConfig) -> PreTrainedConfig:
+    """A copy of a configuration as plain Transformers knows it."""
+    if isinstance(config, AcceleratedConfig):
+        return _convert(config, native_class(type(config)))
+    config = copy.deepcopy(config)
+    if isinstance(getattr(config, "backbone_config", None), AcceleratedConfig):
+        config.backbone_config = to_native_config(config.backbone_config)
+    return config
+
+
+def accelerate(
+    model: PreTrainedModel, accel: Accel, image_size: int | tuple[int, int] | None = None
+) -> PreTrainedModel:
+    """An accelerated model with the same parameters as `model` (shared, not copied); `model` stays as it was.
+
+    Args:
+        model: a loaded model, native or accelerated already.
+        accel: the setting; None gives a model that computes what the native one does.
+        image_size: see `accelerate_config`.
+
+    Raises:
+        ValueError: when the model is not supported or the setting does not fit.
+    """
+    _check_model(model)
+    config = accelerate_config(model.config, accel, image_size)
+    native_type = _native_type(model)
+    cls = accelerated_class(native_type)
+    if cls is None:
+        if isinstance(config, AcceleratedConfig):
+            names = sorted(c.__name__ for c in FAMILIES[native_class(type(config)).model_type].models)
+            raise unsupported(f"{native_type.__name__} (of this family: {', '.join(names)})")
+        # A native head reaches its accelerated backbone through AutoBackbone.
+        cls = native_type
+    return _rebuild(model, cls, config)
+
+
+def to_native(model: PreTrainedModel) -> PreTrainedModel:
+    """The plain Transformers model with the same parameters as `model` (shared, not copied).
+
+    Raises:
+        ValueError: when Transformers has no such class.
+    """
+    _check_model(model)
+    cls = _native_type(model)
+    if cls is None:
+        raise ValueError(
+            f"{type(model).__name__} has no counterpart in Transformers, so it cannot be made native: keep it and switch "
+            "acceleration off with accelerate(model, None), or save the weights with save_pretrained."
+        )
+    return _rebuild(model, cls, to_native_config(model.config))
+
+
+def _native_type(model: PreTrainedModel) -> type | None:
+    return native_class(type(model)) if isinstance(model, AcceleratedModel) else type(model)
+
+
+def _check_model(model: Any) -> None:
+    if not isinstance(model, PreTrainedModel):
+        raise ValueError(
+            f"{type(model).__name__} is not valid: give a PreTrainedModel, for example what "
+            "AutoModelForDepthEstimation.from_pretrained returns, before torch.compile or any other wrapper."
+        )
+
+
+def _rebuild(model: PreTrainedModel, cls: type[PreTrainedModel], config: PreTrainedConfig) -> PreTrainedModel:
+    with torch.device("meta"):
+        template = cls(config)
+    return transplant(template, model, pair_configs(model.config, config))
+
+
+def _convert(config: PreTrainedConfig, cls: type[PreTrainedConfig], **changes: Any) -> PreTrainedConfig:
+    values = config.to_dict()
+    for name in ("model_type", "accel", "auto_map", "transformers_version"):
+        values.pop(name, None)
+    new = cls(**values, **changes)
+    new._name_or_path = config._name_or_path
+    # Not part of the dict, since it depends on the machine.
+    new._attn_implementation = copy.deepcopy(config._attn_implementation)
+    return new
+
+
+def _check_image_size(
+    config: AcceleratedConfig, setting: TokenClusteringConfig, image_size: int | tuple[int, int] | None
+) -> None:
+    host = config.accel_host()
+    if image_size is None:
+        if not config.accel_fixed_image_size:
+            return
+        image_size = host.image_size
+    sides = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
+    patch = (host.patch_size,) * 2 if isinstance(host.patch_size, int) else tuple(host.patch_size)
+    setting.check_grid((sides[0] // patch[0], sides[1] // patch[1]))

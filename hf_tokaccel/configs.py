@@ -1,0 +1,64 @@
+"""What accelerated configuration classes share."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from transformers import PreTrainedConfig
+
+from .configuration import TokenClusteringConfig, as_accel
+
+
+@dataclass(kw_only=True, init=False, repr=False, eq=False)
+class AcceleratedConfig:
+    """First base of every accelerated configuration; the second is the host's own class.
+
+    Attributes:
+        accel: the setting as a plain dict, or None; a dataclass is accepted and stored as a dict with nothing left open.
+        accel_expansion: the expansion that was released for this family, or fits it best where none was.
+        accel_normalization: likewise.
+        accel_fixed_image_size: whether forward accepts only `image_size` unless told otherwise.
+    """
+
+    accel: dict | None = None
+
+    accel_expansion = "soft"
+    accel_normalization = "l2"
+    accel_fixed_image_size = False
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        # Also reached by from_pretrained(..., accel=...), which assigns after construction, and ahead of the strict
+        # checks of Transformers, whose errors are no ValueError.
+        if name == "accel" and value is not None:
+            value = self.resolve_accel(value).to_dict()
+        super().__setattr__(name, value)
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        # A native folder's model_type arrives here and would shadow this class's own.
+        kwargs.pop("model_type", None)
+        super().__post_init__(**kwargs)
+        # The number of blocks is known only now.
+        self.accel = self.accel
+
+    def accel_host(self) -> PreTrainedConfig:
+        """The configuration of the transformer that is accelerated: this one, or that of its backbone."""
+        return self
+
+    def accel_view(self) -> TokenClusteringConfig | None:
+        """The setting as a dataclass."""
+        return as_accel(self.accel)
+
+    def resolve_accel(self, accel: Any) -> TokenClusteringConfig:
+        """Checks a setting against this model and fills what was left open.
+
+        Raises:
+            ValueError: when it is not valid, or does not fit the number of blocks.
+        """
+        setting = as_accel(accel)
+        # Set by the host's __post_init__: from there on its sub-configs and depth are known.
+        if "_name_or_path" in self.__dict__:
+            setting.check_depth(self.accel_host().num_hidden_layers)
+        return setting.resolve(self.accel_expansion, self.accel_normalization)
+
+    @classmethod
+    def register_for_auto_class(cls, auto_class: str = "AutoConfig") -> None:
+        """Does nothing; see `AcceleratedModel.register_for_auto_class`."""

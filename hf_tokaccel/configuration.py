@@ -1,0 +1,185 @@
+"""Acceleration settings: frozen, flat, validated dataclasses that live as the plain dict ``accel`` in ``config.json``."""
+
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any
+
+from .version import __version__
+
+EXPANSIONS = ("soft", "nearest", "delta")
+NORMALIZATIONS = ("l2", "l1")
+SIMILARITIES = ("tokens", "normalized")
+
+
+def _require(condition: bool, name: str, value: Any, allowed: str, example: Any) -> None:
+    if not condition:
+        raise ValueError(f"{name}={value!r} is not valid: it must be {allowed}, for example {name}={example!r}.")
+
+
+def _is_int(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _as_grid(value: Any) -> Any:
+    """A side means a square; lists come from JSON."""
+    if _is_int(value):
+        return (value, value)
+    return tuple(value) if isinstance(value, list) else value
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenClusteringConfig:
+    """Token clustering and reconstruction (Expedit, NeurIPS 2022): sections 3.1 and 3.2 of the paper.
+
+    After `cluster_after` blocks the H x W patch tokens become h x w clusters, the next blocks run on those, and full
+    resolution is rebuilt after `reconstruct_after` blocks and wherever a head reads features.
+
+    Args:
+        cluster_after: full-resolution blocks before clustering, counted over the whole backbone. 0 clusters the
+            embeddings.
+        cluster_grid: clusters as (h, w); a single number is a square. One side may exceed the token grid's, but there
+            cannot be more clusters than tokens.
+        reconstruct_after: blocks after which full resolution returns, counted like `cluster_after`; the blocks that
+            follow run on all tokens. None: after the last block.
+        iterations: clustering iterations; 0 is plain grid pooling.
+        inverse_temperature: multiplies the squared distance between token and centroid, in clustering and in
+            reconstruction; `"auto"` first divides the distances by their own scale in each image.
+        window: side of the square of clusters, in cluster-grid units, that a token may join; odd.
+        neighbors: clusters that a token is rebuilt from; -1 is all. `expansion="nearest"` always uses one.
+        neighbor_window: limits the search for these neighbors to a window like `window`, which makes planning linear
+            in the number of tokens; None searches all clusters, as released.
+        normalization: of the reconstruction weights: `"l2"` as released, `"l1"` for a convex combination. None takes
+            the model family's own: `"l2"` where a LayerNorm follows, else `"l1"`; `"delta"` needs `"l1"`.
+        expansion: `"soft"` is the weighted sum of the paper, `"nearest"` copies the nearest cluster (released DPT),
+            `"delta"` adds the weighted change of the clusters to the token as it was at clustering (ours). None takes
+            what was released for the model family.
+        similarity_on: `"tokens"` compares the residual stream (released), `"normalized"` compares it after the first
+            LayerNorm of the block that follows.
+
+    Raises:
+        ValueError: on any value outside of what is written above; the message names a value that works.
+    """
+
+    cluster_after: int
+    cluster_grid: tuple[int, int]
+    reconstruct_after: int | None = None
+    iterations: int = 5
+    inverse_temperature: float | str = "auto"
+    window: int = 5
+    neighbors: int = 20
+    neighbor_window: int | None = None
+    normalization: str | None = None
+    expansion: str | None = None
+    similarity_on: str = "tokens"
+    method: str = "token_clustering"
+    version: str = __version__
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "cluster_grid", _as_grid(self.cluster_grid))
+        _require(self.method == "token_clustering", "method", self.method, "'token_clustering'", "token_clustering")
+        self._check_schedule()
+        self._check_clustering()
+        self._check_reconstruction()
+
+    def _check_schedule(self) -> None:
+        after = self.cluster_after
+        _require(_is_int(after) and after >= 0, "cluster_after", after, "a number of blocks, 0 or more", 6)
+        until = self.reconstruct_after
+        allowed = f"None or a number of blocks above cluster_after ({after})"
+        _require(
+            until is None or (_is_int(until) and until > after), "reconstruct_after", until, allowed, after + 1
+        )
+
+    def _check_clustering(self) -> None:
+        grid = self.cluster_grid
+        valid = isinstance(grid, tuple) and len(grid) == 2 and all(_is_int(side) and side > 0 for side in grid)
+        _require(valid, "cluster_grid", grid, "two positive numbers (h, w), or one for a square", (16, 16))
+        _require(_is_int(self.iterations) and self.iterations >= 0, "iterations", self.iterations, "0 or more", 5)
+        scale = self.inverse_temperature
+        positive = isinstance(scale, (int, float)) and not isinstance(scale, bool) and scale > 0
+        _require(scale == "auto" or positive, "inverse_temperature", scale, "'auto' or a number above 0", "auto")
+        self._check_window("window", self.window)
+        choices = f"one of {', '.join(SIMILARITIES)}"
+        _require(self.similarity_on in SIMILARITIES, "similarity_on", self.similarity_on, choices, "tokens")
+
+    def _check_reconstruction(self) -> None:
+        count = self.neighbors
+        _require(_is_int(count) and (count == -1 or count > 0), "neighbors", count, "-1 (all) or 1 or more", 20)
+        if self.neighbor_window is not None:
+            self._check_window("neighbor_window", self.neighbor_window)
+        choices = f"None or one of {', '.join(EXPANSIONS)}"
+        _require(self.expansion in (None, *EXPANSIONS), "expansion", self.expansion, choices, "soft")
+        choices = f"None or one of {', '.join(NORMALIZATIONS)}"
+        _require(self.normalization in (None, *NORMALIZATIONS), "normalization", self.normalization, choices, "l1")
+        # A change scaled by the L2 norm's factor (up to sqrt(neighbors)) would be added to an unscaled token.
+        contradiction = self.expansion == "delta" and self.normalization == "l2"
+        _require(not contradiction, "normalization", "l2", "'l1' when expansion='delta'", "l1")
+
+    @staticmethod
+    def _check_window(name: str, side: Any) -> None:
+        example = side + 1 if _is_int(side) and side > 0 else 5
+        _require(_is_int(side) and side > 0 and side % 2 == 1, name, side, "an odd number, 1 or more", example)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "TokenClusteringConfig":
+        """Reads `accel` as it stands in config.json.
+
+        Raises:
+            ValueError: on unknown or missing keys, and on any value that the class refuses.
+        """
+        known = [field.name for field in fields(cls)]
+        unknown = sorted(set(values) - set(known))
+        if unknown:
+            written_by = values.get("version", "unknown")
+            raise ValueError(
+                f"unknown keys {unknown} in accel (written by hf_tokaccel {written_by}, this is {__version__}). "
+                f"Allowed: {', '.join(known)}; for example {{'cluster_after': 6, 'cluster_grid': [16, 16]}}."
+            )
+        missing = [name for name in ("cluster_after", "cluster_grid") if name not in values]
+        if missing:
+            raise ValueError(f"accel={values!r} lacks {missing}: give for example cluster_after=6, cluster_grid=(16, 16).")
+        return cls(**values)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The plain dict that goes into config.json; None is kept, so that a reader sees every setting."""
+        return asdict(self) | {"cluster_grid": list(self.cluster_grid)}
+
+    def resolve(self, expansion: str, normalization: str) -> "TokenClusteringConfig":
+        """Fills what was left to the model family, so that what is saved says what is run."""
+        expansion = self.expansion or expansion
+        if self.normalization is None:
+            normalization = "l1" if expansion == "delta" else normalization
+        else:
+            normalization = self.normalization
+        return replace(self, expansion=expansion, normalization=normalization)
+
+    def check_depth(self, depth: int) -> None:
+        """Raises ValueError where the schedule does not fit `depth` blocks."""
+        in_range = self.cluster_after < depth
+        _require(in_range, "cluster_after", self.cluster_after, f"between 0 and {depth - 1} for {depth} blocks", depth // 2)
+        until = self.reconstruct_after
+        allowed = f"None or between {self.cluster_after + 1} and {depth} for {depth} blocks"
+        _require(until is None or until <= depth, "reconstruct_after", until, allowed, depth)
+
+    def check_grid(self, grid: tuple[int, int]) -> None:
+        """Raises ValueError where the clusters outnumber the (H, W) tokens."""
+        height, width = grid
+        clusters = self.cluster_grid[0] * self.cluster_grid[1]
+        example = (max(1, height * 7 // 10), max(1, width * 7 // 10))
+        allowed = f"at most as many clusters as tokens: the image has {height} x {width} = {height * width}, not {clusters}"
+        _require(clusters <= height * width, "cluster_grid", self.cluster_grid, allowed, example)
+
+
+def as_accel(accel: "TokenClusteringConfig | dict[str, Any] | None") -> TokenClusteringConfig | None:
+    """Accepts every form in which a user may give a setting.
+
+    Raises:
+        ValueError: when it is none of a `TokenClusteringConfig`, its dict, or None.
+    """
+    if accel is None or isinstance(accel, TokenClusteringConfig):
+        return accel
+    if isinstance(accel, dict):
+        return TokenClusteringConfig.from_dict(accel)
+    raise ValueError(
+        f"accel={accel!r} is not valid: it must be None, a dict or a TokenClusteringConfig, "
+        "for example TokenClusteringConfig(cluster_after=6, cluster_grid=(16, 16))."
+    )

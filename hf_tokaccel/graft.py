@@ -1,0 +1,71 @@
+"""Moving the parameters of one model into another of the same parameter names, without copying any tensor."""
+
+import copy
+from typing import Any
+
+from torch import nn
+from transformers import PreTrainedConfig
+
+# Instance attributes that belong to one module object: a patched forward is bound to the module it was made for.
+_BOUND = {"forward", "_old_forward", "_hf_hook"}
+
+
+def pair_configs(old: PreTrainedConfig, new: PreTrainedConfig) -> dict[int, PreTrainedConfig]:
+    """Maps the identity of `old` and of its sub-configs to their counterparts in `new`."""
+    pairs = {id(old): new}
+    for name in old.sub_configs:
+        child, counterpart = getattr(old, name, None), getattr(new, name, None)
+        if isinstance(child, PreTrainedConfig) and isinstance(counterpart, PreTrainedConfig):
+            pairs |= pair_configs(child, counterpart)
+    return pairs
+
+
+def transplant(template: nn.Module, source: nn.Module, configs: dict[int, PreTrainedConfig]) -> nn.Module:
+    """Fills `template` with the parameters, buffers and children of `source`.
+
+    The result and `source` share tensors but no module objects, so that settings of one (attention implementation, hooks,
+    train or eval) leave the other alone. Children keep the class that `source` gives them (quantised, LoRA, ...), except
+    where the template puts a class of its own.
+
+    Args:
+        template: a module built on the meta device.
+        source: a module with the same parameter names.
+        configs: see `pair_configs`.
+    """
+    if type(template) is type(source):
+        module = _shallow_copy(source, configs)
+    else:
+        module = template
+        module._parameters.update(source._parameters)
+        module._buffers.update(source._buffers)
+        module.training = source.training
+        _copy_extra_attributes(module, source)
+    # Only what the source has: a template may come with an optional part, such as a pooler, that the source was built without.
+    parts = {}
+    for name, child in source._modules.items():
+        counterpart = template._modules.get(name)
+        if child is not None:
+            child = transplant(child if counterpart is None else counterpart, child, configs)
+        parts[name] = child
+    module._modules = parts
+    return module
+
+
+def _shallow_copy(source: nn.Module, configs: dict[int, PreTrainedConfig]) -> nn.Module:
+    module = copy.copy(source)
+    state: dict[str, Any] = module.__dict__
+    for name, value in state.items():
+        if isinstance(value, (dict, set)):
+            state[name] = value.copy()
+    if id(state.get("config")) in configs:
+        state["config"] = configs[id(state["config"])]
+    return module
+
+
+def _copy_extra_attributes(module: nn.Module, source: nn.Module) -> None:
+    """What was set on the source after it was built, such as whether its recording hooks are installed."""
+    hooks_installed = "_output_capturing_hooks_installed"
+    module.__dict__.pop(hooks_installed, None)
+    for name, value in source.__dict__.items():
+        if name not in module.__dict__ and name not in _BOUND:
+            module.__dict__[name] = value

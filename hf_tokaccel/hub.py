@@ -1,0 +1,44 @@
+"""Folders that load with AutoModel: the shim that leads `trust_remote_code=True` to this package."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoBackbone, AutoModel
+from transformers.models.auto import modeling_auto
+from transformers.models.auto.auto_factory import _BaseAutoModelClass
+
+SHIM_NAME = "tokaccel_hub"
+
+
+def auto_map(model: Any) -> dict[str, str]:
+    """`auto_map` of config.json: which Auto class loads which class through the shim."""
+    auto_classes = {AutoModel, AutoBackbone}
+    for cls in vars(modeling_auto).values():
+        if isinstance(cls, type) and issubclass(cls, _BaseAutoModelClass) and cls._model_mapping is not None:
+            auto_classes.add(cls)
+    config = type(model.config)
+    names = {"AutoConfig": config.__name__}
+    for auto_class in auto_classes:
+        registered = auto_class._model_mapping.get(config, None)
+        if type(model) in (registered if isinstance(registered, (tuple, list)) else (registered,)):
+            names[auto_class.__name__] = type(model).__name__
+    return {auto_class: f"{SHIM_NAME}.{name}" for auto_class, name in sorted(names.items())}
+
+
+def shim_source(model: Any) -> str:
+    """The one import line that Transformers executes; it asks for the package if that is not installed."""
+    names = sorted({type(model.config).__name__, type(model).__name__})
+    return f"from {type(model).__module__} import {', '.join(names)}  # noqa: F401\n"
+
+
+def save_with_shim(model: Any, save_pretrained: Callable, folder: Any, *args: Any, **kwargs: Any) -> None:
+    """Runs the native `save_pretrained` and adds the shim.
+
+    The shim is written first: a native push to the Hub uploads from inside of `save_pretrained`.
+    """
+    model.config.auto_map = auto_map(model)
+    if kwargs.get("is_main_process", True):
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        (Path(folder) / f"{SHIM_NAME}.py").write_text(shim_source(model))
+    save_pretrained(folder, *args, **kwargs)

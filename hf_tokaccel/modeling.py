@@ -1,0 +1,205 @@
+"""The one place that enters a host model: grafting, the forward decorators and saving.
+
+A model family is described by subclasses of the host's own classes with a few class attributes (see `AcceleratedModel`)
+and by wrapping the host's forwards, never by copying them:
+
+- `enter` wraps the forward that sees the image: it starts the `TokenTrack` of the pass and hands it down as a keyword.
+- `record` wraps the forward that returns hidden states, so that those are full-size.
+- `read` wraps the forward of a head: it says which hidden states the head reads, so that only those are rebuilt.
+"""
+
+import functools
+import inspect
+from collections.abc import Callable, Collection
+from typing import Any
+
+import torch
+from torch import nn
+
+from . import hub
+from .configuration import TokenClusteringConfig
+from .graft import transplant
+from .registry import accelerated_class, unsupported
+from .track import TokenTrack, TrackedLayers
+
+
+class AcceleratedModel:
+    """First base of every accelerated model class; the second is the host's own class.
+
+    Class attributes describe the family:
+        accel_layers: dotted path of the list of blocks, if this class runs them.
+        accel_norm: name of a block's first LayerNorm.
+        accel_parts: names of children to replace by their accelerated classes.
+        accel_prefix: tokens before the patches.
+        native_class: the host's class, None where Transformers has none; found from the bases if absent.
+    """
+
+    accel: TokenClusteringConfig | None = None
+    accel_layers: str | None = None
+    accel_norm: str = "layernorm_before"
+    accel_parts: tuple[str, ...] = ()
+    accel_prefix: int = 1
+
+    def post_init(self) -> None:
+        # Last call of every native __init__ and before weights are loaded: parameter names stay the host's, and nothing
+        # is initialised twice.
+        view = getattr(self.config, "accel_view", None)
+        self.install_accel(view() if view else None)
+        super().post_init()
+
+    def install_accel(self, accel: TokenClusteringConfig | None) -> None:
+        """Makes this host run with a setting; called once, while the model is built."""
+        self.accel = accel
+        if accel is None:
+            return
+        for name in self.accel_parts:
+            native = getattr(self, name, None)
+            if native is not None:
+                setattr(self, name, _graft(native, accel))
+        if self.accel_layers:
+            owner_name, _, name = self.accel_layers.rpartition(".")
+            owner = self.get_submodule(owner_name)
+            setattr(owner, name, TrackedLayers(getattr(owner, name), self.accel_norm))
+
+    def accel_patch_size(self) -> tuple[int, int]:
+        size = self.config.patch_size
+        return (size, size) if isinstance(size, int) else tuple(size)
+
+    @classmethod
+    def register_for_auto_class(cls, auto_class: str = "AutoModel") -> None:
+        """Does nothing: Transformers would copy this package's source beside the weights. `save_pretrained` writes a shim."""
+
+    def save_pretrained(self, save_directory: Any, *args: Any, native: bool = False, **kwargs: Any) -> None:
+        """Saves weights, config with `accel`, and the shim that makes `trust_remote_code=True` work.
+
+        Args:
+            save_directory: the folder.
+            native: write a plain folder of the host instead, without acceleration.
+        """
+        if native:
+            from .auto import to_native
+
+            to_native(self).save_pretrained(save_directory, *args, **kwargs)
+            return
+        hub.save_with_shim(self, super().save_pretrained, save_directory, *args, **kwargs)
+
+
+def _graft(native: nn.Module, accel: TokenClusteringConfig) -> nn.Module:
+    """The accelerated form of a native part, with the same parameters."""
+    cls = accelerated_class(type(native))
+    if cls is None:
+        raise unsupported(f"a model with a {type(native).__name__} inside")
+    with torch.device("meta"):
+        template = cls(native.config)
+        if isinstance(template, AcceleratedModel) and template.accel is None:
+            template.install_accel(accel)
+    return transplant(template, native, {})
+
+
+def image_grid(model: nn.Module, pixel_values: torch.Tensor) -> tuple[int, int]:
+    """(H, W) patch tokens of images (B, C, height, width).
+
+    Raises:
+        ValueError: when a side is not a multiple of the patch.
+    """
+    sides, patch = pixel_values.shape[-2:], model.accel_patch_size()
+    if any(side % step for side, step in zip(sides, patch)):
+        nearest = tuple(max(1, round(side / step)) * step for side, step in zip(sides, patch))
+        raise ValueError(
+            f"image size {tuple(sides)} is not valid: while accelerated, height and width must be multiples of the "
+            f"patch size {patch}, for example {nearest}; or switch acceleration off with accelerate(model, None)."
+        )
+    return tuple(side // step for side, step in zip(sides, patch))
+
+
+def enter(native_forward: Callable, reads: Callable[[Any], Collection[int]] | None = None) -> Callable:
+    """Wraps the forward that receives `pixel_values`.
+
+    Args:
+        native_forward: the host's method.
+        reads: for a backbone, the hidden states that its feature maps come from, given the model.
+    """
+    names = list(inspect.signature(native_forward).parameters)[1:]
+
+    @functools.wraps(native_forward)
+    def forward(self, *args, **kwargs):
+        read = kwargs.pop("accel_read", None)
+        final = kwargs.pop("accel_final", True)
+        if self.accel is None:
+            return native_forward(self, *args, **kwargs)
+        arguments = {**dict(zip(names, args)), **kwargs}
+        if arguments.get("attention_mask") is not None:
+            raise ValueError(
+                "attention_mask is not valid while acceleration is on, since clusters mix masked and unmasked tokens: "
+                "pass None, or switch acceleration off with accelerate(model, None)."
+            )
+        if read is None:
+            requested = arguments.get("output_hidden_states")
+            requested = self.config.output_hidden_states if requested is None else requested
+            read = reads(self) if reads is not None and not requested else _requested_indices(self, requested)
+        grid = image_grid(self, arguments["pixel_values"])
+        self.accel.check_grid(grid)
+        track = TokenTrack(
+            self.accel, grid, prefix=self.accel_prefix, depth=self.config.num_hidden_layers, wanted=read, final=final
+        )
+        output = native_forward(self, *args, accel_track=track, **kwargs)
+        track.check_ran()
+        return output
+
+    return forward
+
+
+def _requested_indices(model: nn.Module, requested: bool | int | Collection[int] | None) -> Collection[int]:
+    """Transformers' forms of `output_hidden_states` as indices; negative ones count from the end."""
+    count = model.config.num_hidden_layers + 1
+    if isinstance(requested, bool) or requested is None:
+        return range(count) if requested else ()
+    selected = [requested] if isinstance(requested, int) else requested
+    return [index % count for index in selected if -count <= index < count]
+
+
+def record(native_forward: Callable) -> Callable:
+    """Wraps the forward whose output carries `hidden_states`, which become those of the track."""
+
+    @functools.wraps(native_forward)
+    def forward(self, *args, **kwargs):
+        track = kwargs.get("accel_track")
+        if track is None:
+            return native_forward(self, *args, **kwargs)
+        return_dict = kwargs.pop("return_dict", None)
+        return_dict = self.config.return_dict if return_dict is None else return_dict
+        output = native_forward(self, *args, return_dict=True, **kwargs)
+        if track.wanted:
+            # Rebuilt, since a field that is set later would come last in the tuple form.
+            states = {"hidden_states": tuple(track.hidden_states)}
+            output = type(output)(**{**output, **states})
+        return output if return_dict else output.to_tuple()
+
+    return forward
+
+
+def hooked_outputs(host: type) -> dict[str, Any]:
+    """What Transformers' hooks shall still record on a host whose forward is wrapped by `record`.
+
+    They sit on the blocks, so they would record clusters as hidden states.
+    """
+    return {name: target for name, target in host._can_record_outputs.items() if name != "hidden_states"}
+
+
+def read(native_forward: Callable, indices: Callable[[Any], Collection[int]], *, patches: bool = True) -> Callable:
+    """Wraps a head's forward.
+
+    Args:
+        native_forward: the head's method.
+        indices: the hidden states that the head reads, given the model.
+        patches: whether it reads the patch tokens of the last hidden state.
+    """
+
+    @functools.wraps(native_forward)
+    def forward(self, *args, **kwargs):
+        requested = kwargs.get("output_hidden_states")
+        if self.accel is not None and not (self.config.output_hidden_states if requested is None else requested):
+            kwargs.update(accel_read=tuple(indices(self)), accel_final=patches)
+        return native_forward(self, *args, **kwargs)
+
+    return forward

@@ -1,0 +1,25 @@
+"""Depth Anything (v1, v2, metric): a DPT-like head on a DINOv2 backbone."""
+
+from transformers import DepthAnythingConfig, DepthAnythingForDepthEstimation, PreTrainedConfig
+
+from ..configs import AcceleratedConfig
+from ..modeling import AcceleratedModel
+from ..registry import register_family
+
+
+class TokAccelDepthAnythingConfig(AcceleratedConfig, DepthAnythingConfig):
+    """`DepthAnythingConfig` with `accel`, which applies to its backbone."""
+
+    model_type = "tokaccel_depth_anything"
+    accel_normalization = "l1"
+
+    def accel_host(self) -> PreTrainedConfig:
+        return self.backbone_config
+
+
+class TokAccelDepthAnythingForDepthEstimation(AcceleratedModel, DepthAnythingForDepthEstimation):
+    config: TokAccelDepthAnythingConfig
+    accel_parts = ("backbone",)
+
+
+register_family(TokAccelDepthAnythingConfig, (TokAccelDepthAnythingForDepthEstimation,))

@@ -1,0 +1,76 @@
+"""DPT: on its own ViT, hybrid (convolutional stem), and on a DINOv2 backbone; depth and semantic segmentation."""
+
+from typing import Any
+
+import torch
+from transformers import DPTConfig, DPTForDepthEstimation, DPTForSemanticSegmentation, DPTModel, PreTrainedConfig
+from transformers.modeling_outputs import BaseModelOutput
+from transformers.models.dpt.modeling_dpt import DPTViTEncoder
+
+from ..configs import AcceleratedConfig
+from ..modeling import AcceleratedModel, enter, hooked_outputs, read, record
+from ..registry import FAMILIES, register_family, unsupported
+
+
+class TokAccelDPTConfig(AcceleratedConfig, DPTConfig):
+    """`DPTConfig` with `accel`. Released DPT copies the nearest cluster. Nothing after the features cancels a scale per
+    token, so soft weights sum to one by default.
+    """
+
+    model_type = "tokaccel_dpt"
+    accel_expansion = "nearest"
+    accel_normalization = "l1"
+
+    def accel_host(self) -> PreTrainedConfig:
+        if self.is_hybrid or self.backbone_config is None:
+            return self
+        if self.backbone_config.model_type not in FAMILIES:
+            raise unsupported(f"DPT on a {self.backbone_config.model_type!r} backbone")
+        return self.backbone_config
+
+
+class TokAccelDPTViTEncoder(DPTViTEncoder):
+    """Modification: hands the track to the blocks, which the native loop calls without keywords."""
+
+    def forward(self, hidden_states: torch.Tensor, accel_track: Any = None, **kwargs: Any) -> BaseModelOutput:
+        if accel_track is None:
+            return super().forward(hidden_states, **kwargs)
+        for layer in self.layer:
+            hidden_states = layer(hidden_states, accel_track=accel_track)
+        return BaseModelOutput(last_hidden_state=hidden_states)
+
+
+class TokAccelDPTModel(AcceleratedModel, DPTModel):
+    config: TokAccelDPTConfig
+    _can_record_outputs = hooked_outputs(DPTModel)
+    accel_layers = "encoder.layer"
+    accel_parts = ("encoder",)
+    forward = enter(record(DPTModel.forward))
+
+
+def _read_by_neck(model: Any) -> tuple[int, ...]:
+    """Hidden states behind the feature maps; a hybrid's first two come from its convolutional stem."""
+    backbone = getattr(model, "backbone", None)
+    if backbone is not None:
+        return tuple(backbone.out_indices)
+    blocks = model.config.backbone_out_indices
+    return tuple(index + 1 for index in (blocks[2:] if model.config.is_hybrid else blocks))
+
+
+class TokAccelDPTForDepthEstimation(AcceleratedModel, DPTForDepthEstimation):
+    config: TokAccelDPTConfig
+    accel_parts = ("dpt", "backbone")
+    forward = read(DPTForDepthEstimation.forward, _read_by_neck, patches=False)
+
+
+class TokAccelDPTForSemanticSegmentation(AcceleratedModel, DPTForSemanticSegmentation):
+    config: TokAccelDPTConfig
+    accel_parts = ("dpt",)
+    forward = read(DPTForSemanticSegmentation.forward, _read_by_neck, patches=False)
+
+
+register_family(
+    TokAccelDPTConfig,
+    (TokAccelDPTModel, TokAccelDPTForDepthEstimation, TokAccelDPTForSemanticSegmentation),
+    parts=(TokAccelDPTViTEncoder,),
+)

@@ -1,0 +1,136 @@
+"""The table of supported families, from which Auto classes, conversions, `accelerate` and the docs follow."""
+
+from dataclasses import dataclass
+
+from torch import nn
+from transformers import (
+    CONFIG_MAPPING,
+    AutoBackbone,
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModel,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
+from transformers.backbone_utils import BackboneMixin
+from transformers.conversion_mapping import (
+    get_checkpoint_conversion_mapping,
+    register_checkpoint_conversion_mapping,
+)
+from transformers.models.auto import modeling_auto
+from transformers.models.auto.auto_factory import _BaseAutoModelClass
+from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING
+
+
+@dataclass(frozen=True)
+class Family:
+    """One supported host.
+
+    Attributes:
+        config: the accelerated configuration class.
+        models: its accelerated model classes that a user may load.
+        note: what a reader of the support table should know.
+    """
+
+    config: type[PreTrainedConfig]
+    models: tuple[type[PreTrainedModel], ...]
+    note: str = ""
+
+    @property
+    def native_config(self) -> type[PreTrainedConfig]:
+        return native_class(self.config)
+
+    @property
+    def name(self) -> str:
+        return self.native_config.model_type
+
+
+FAMILIES: dict[str, Family] = {}
+_accelerated: dict[type, type] = {}
+
+
+def native_class(cls: type) -> type | None:
+    """The class of Transformers that an accelerated class stands for; None where Transformers has none."""
+    if "native_class" in cls.__dict__:
+        return cls.__dict__["native_class"]
+    return next((base for base in cls.__mro__ if base.__module__.startswith("transformers.models.")), None)
+
+
+def accelerated_class(native: type) -> type | None:
+    """The accelerated counterpart of a native class; None if there is none."""
+    return _accelerated.get(native)
+
+
+def register_family(
+    config: type[PreTrainedConfig],
+    models: tuple[type[PreTrainedModel], ...],
+    parts: tuple[type[nn.Module], ...] = (),
+    note: str = "",
+) -> None:
+    """Makes a family known: here, to the Auto classes, to checkpoint conversion and to image processors.
+
+    Args:
+        config: accelerated configuration class, derived from the native one, with its own `model_type`.
+        models: accelerated model classes that a user may load.
+        parts: accelerated classes of inner modules.
+        note: for the support table.
+    """
+    family = Family(config, models, note)
+    FAMILIES[family.name] = family
+    native_type = family.native_config.model_type
+    for cls in (config, *models, *parts):
+        if native_class(cls) is not None:
+            _accelerated[native_class(cls)] = cls
+    AutoConfig.register(config.model_type, config, exist_ok=True)
+    _register_conversions(config.model_type, native_type)
+    for cls in (*models, *parts):
+        native = native_class(cls)
+        if issubclass(cls, PreTrainedModel):
+            _register_conversions(cls.__name__, native.__name__ if native else native_type)
+    _register_auto_models(family)
+    _register_image_processor(family)
+
+
+def _register_conversions(name: str, native_name: str) -> None:
+    """Without this a checkpoint with the key names of Transformers 4 loads as random weights with only a logged report."""
+    conversions = get_checkpoint_conversion_mapping(native_name)
+    if conversions is not None:
+        register_checkpoint_conversion_mapping(name, conversions, overwrite=True)
+
+
+def _register_auto_models(family: Family) -> None:
+    auto_classes = [
+        cls
+        for cls in vars(modeling_auto).values()
+        if isinstance(cls, type) and issubclass(cls, _BaseAutoModelClass) and cls._model_mapping is not None
+    ]
+    for auto_class in {AutoModel, *auto_classes}:
+        native = auto_class._model_mapping.get(family.native_config, None)
+        candidates = native if isinstance(native, (tuple, list)) else (native,)
+        for candidate in candidates:
+            if accelerated_class(candidate) in family.models:
+                auto_class.register(family.config, accelerated_class(candidate), exist_ok=True)
+    for cls in family.models:
+        if issubclass(cls, BackboneMixin):
+            AutoBackbone.register(family.config, cls, exist_ok=True)
+
+
+def _register_image_processor(family: Family) -> None:
+    """So that a folder whose preprocessor_config.json lacks the processor's type still loads."""
+    processors = IMAGE_PROCESSOR_MAPPING.get(family.native_config, None)
+    if processors:
+        AutoImageProcessor.register(family.config, image_processor_classes=processors, exist_ok=True)
+
+
+def unsupported(what: str) -> ValueError:
+    """The error for a host that cannot be accelerated: it lists those that can, and what to do."""
+    return ValueError(
+        f"{what} cannot be accelerated. Supported model types: {', '.join(sorted(FAMILIES))}, and every model whose "
+        "backbone_config is one of these with a Backbone class. For example load a 'dpt' or 'depth_anything' "
+        "checkpoint, or describe the new family in one file: see 'Adding a family' in README.md."
+    )
+
+
+def native_type_known(model_type: str) -> bool:
+    """Whether Transformers itself knows this type."""
+    return model_type in CONFIG_MAPPING

@@ -1,0 +1,205 @@
+"""What one forward pass of an accelerated model carries along: clusters, plan and the features that somebody reads."""
+
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .configuration import TokenClusteringConfig
+from .functional import TokenClusters, cluster_tokens, plan_reconstruction, reconstruct_tokens
+
+
+@dataclass
+class ClusterObservation:
+    """What a clustering did, for pictures and measurements; see `observe_clusters`."""
+
+    grid: tuple[int, int]
+    cluster_grid: tuple[int, int]
+    keys: Tensor
+    clusters: TokenClusters
+
+    def labels(self) -> Tensor:
+        """(B, H, W) index of the nearest cluster of each token, row-major over the cluster grid."""
+        plan = plan_reconstruction(self.keys, self.clusters.key_centroids, expansion="nearest")
+        return plan.indices[..., 0].reshape(-1, *self.grid)
+
+
+_observations: ContextVar[list[ClusterObservation] | None] = ContextVar("tokaccel_observations", default=None)
+
+
+@contextmanager
+def observe_clusters() -> Iterator[list[ClusterObservation]]:
+    """Collects every clustering of the eager forward passes run inside, in this thread only.
+
+    Compiled and exported graphs are not observed.
+    """
+    seen: list[ClusterObservation] = []
+    token = _observations.set(seen)
+    try:
+        yield seen
+    finally:
+        _observations.reset(token)
+
+
+class TokenTrack:
+    """The state of one forward pass: a local variable of it, so passes never disturb each other.
+
+    Args:
+        accel: the setting, with nothing left open.
+        grid: (H, W) patch tokens of this image size.
+        prefix: tokens before the patches (class, registers), which bypass clustering.
+        depth: blocks of the host.
+        wanted: indices of the hidden states that somebody reads; 0 is the embeddings, i the output of block i - 1.
+        final: whether the patch tokens after the last block are read at full resolution.
+    """
+
+    def __init__(
+        self,
+        accel: TokenClusteringConfig,
+        grid: tuple[int, int],
+        *,
+        prefix: int,
+        depth: int,
+        wanted: Collection[int],
+        final: bool = True,
+    ) -> None:
+        self.accel = accel
+        self.grid = grid
+        self.prefix = prefix
+        self.depth = depth
+        self.wanted = wanted
+        self.final = final
+        self.hidden_states: list[Tensor | None] = []
+        self.clustered = False
+        self.blocks_run = 0
+        self._plan = None
+        self._tokens: Tensor | None = None
+        self._keys: Tensor | None = None
+        self._clusters: TokenClusters | None = None
+
+    def before_layer(self, index: int, states: Tensor, norm: nn.Module | None = None) -> Tensor:
+        """States (B, prefix + N, C) as block `index` shall see them; `norm` is that block's first LayerNorm."""
+        if index == 0:
+            self._record(0, states)
+        return self._cluster(states, norm) if index == self.accel.cluster_after else states
+
+    def after_layer(self, index: int, states: Tensor) -> Tensor:
+        """The output of block `index`, at full resolution from the block on where the setting says so."""
+        self.blocks_run += 1
+        done = index + 1
+        if done == (self.accel.reconstruct_after or self.depth) and (done < self.depth or self.final):
+            states = self.full(states)
+            self.clustered = False
+        self._record(done, states)
+        return states
+
+    def full(self, states: Tensor) -> Tensor:
+        """States (B, prefix + M, C) brought to (B, prefix + N, C); the prefix tokens are those given."""
+        if not self.clustered:
+            return states
+        prefix, refined = states[:, : self.prefix], states[:, self.prefix :]
+        return torch.cat((prefix, reconstruct_tokens(refined, self.plan_for(refined))), dim=1)
+
+    def plan_for(self, refined: Tensor):
+        """The one plan of this pass, built when it is first needed, on the device where it is needed."""
+        if self._plan is None:
+            accel, keyed = self.accel, self._keys is not None
+            self._plan = plan_reconstruction(
+                self._tokens,
+                self._clusters.centroids,
+                neighbors=accel.neighbors,
+                inverse_temperature=accel.inverse_temperature,
+                normalization=accel.normalization,
+                expansion=accel.expansion,
+                keys=self._keys,
+                key_centroids=self._clusters.key_centroids if keyed else None,
+                grid=self.grid,
+                cluster_grid=accel.cluster_grid,
+                window=accel.neighbor_window,
+            )
+        if self._plan.weights.device != refined.device:
+            # A device map may split the clustered blocks over devices.
+            self._plan = type(self._plan)(*(part if part is None else part.to(refined.device) for part in self._plan))
+        return self._plan
+
+    def check_ran(self) -> None:
+        """Raises RuntimeError if the host did not run its blocks through this track, so nothing was accelerated."""
+        if self.blocks_run != self.depth:
+            raise RuntimeError(
+                f"{self.blocks_run} of {self.depth} blocks ran through the acceleration: the host's forward does not "
+                "pass it on. This is a bug in hf_tokaccel or an unsupported version of transformers; please report it."
+            )
+
+    def _cluster(self, states: Tensor, norm: nn.Module | None) -> Tensor:
+        accel = self.accel
+        prefix, tokens = states[:, : self.prefix], states[:, self.prefix :]
+        self._tokens = tokens
+        self._keys = norm(tokens) if accel.similarity_on == "normalized" else None
+        self._clusters = cluster_tokens(
+            tokens,
+            self.grid,
+            accel.cluster_grid,
+            iterations=accel.iterations,
+            inverse_temperature=accel.inverse_temperature,
+            window=accel.window,
+            keys=self._keys,
+        )
+        self.clustered = True
+        self._observe()
+        return torch.cat((prefix, self._clusters.centroids), dim=1)
+
+    def _observe(self) -> None:
+        if torch.compiler.is_compiling():
+            return
+        seen = _observations.get()
+        if seen is not None:
+            keys = self._tokens if self._keys is None else self._keys
+            seen.append(ClusterObservation(self.grid, self.accel.cluster_grid, keys, self._clusters))
+
+    def _record(self, index: int, states: Tensor) -> None:
+        if self.wanted:
+            self.hidden_states.append(self.full(states) if index in self.wanted else None)
+
+
+class TrackedLayer:
+    """A block as its host's loop sees it: called like the block, it runs on tokens or clusters."""
+
+    def __init__(self, index: int, layer: nn.Module, norm: str) -> None:
+        self.index = index
+        self.layer = layer
+        self.norm = norm
+
+    def __call__(self, states: Tensor, *args: Any, accel_track: TokenTrack | None = None, **kwargs: Any) -> Tensor:
+        if accel_track is None:
+            return self.layer(states, *args, **kwargs)
+        states = accel_track.before_layer(self.index, states, getattr(self.layer, self.norm))
+        # What hosts pass by position is the attention mask. A user's is refused, and under export an absent one arrives
+        # as an N x N tensor, which does not fit the clusters.
+        states = self.layer(states, *(None for _ in args), **kwargs)
+        return accel_track.after_layer(self.index, states)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.__dict__["layer"], name)
+
+
+class TrackedLayers(nn.ModuleList):
+    """A host's list of blocks whose iteration yields tracked blocks: the host's own loop stays untouched.
+
+    Children, and so parameter names, are those of the list that it replaces. `norm` names each block's first LayerNorm.
+    """
+
+    def __init__(self, layers: nn.ModuleList, norm: str) -> None:
+        super().__init__(layers)
+        self.norm = norm
+
+    def __iter__(self) -> Iterator[TrackedLayer]:
+        for index, layer in enumerate(self._modules.values()):
+            yield TrackedLayer(index, layer, self.norm)
+
+    def __getitem__(self, index: int | slice) -> Any:
+        # Some hosts loop over a slice; a single index is somebody who wants the module.
+        return list(self)[index] if isinstance(index, slice) else super().__getitem__(index)
