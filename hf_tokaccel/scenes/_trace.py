@@ -54,7 +54,9 @@ def room_exit(scenes: Scenes, origin: Tensor, rays: Rays) -> tuple[Tensor, Tenso
     best, axis = None, None
     for i, d in enumerate(rays):
         low, high = scenes.room[:, 2 * i, None], scenes.room[:, 2 * i + 1, None]
-        t = (torch.where(d > 0, high, low) - origin[:, i, None]) * _reciprocal(d)
+        inverse = _reciprocal(d)
+        # The sign of the reciprocal decides, since that is the direction a vanishing component was given.
+        t = (torch.where(inverse > 0, high, low) - origin[:, i, None]) * inverse
         axis = torch.zeros_like(t, dtype=torch.int32) if axis is None else torch.where(t < best, i, axis)
         best = t if best is None else torch.minimum(best, t)
     return best, axis
