@@ -1,0 +1,186 @@
+"""What a table compares: cluster settings that suit a model, and plain ways to save as much arithmetic."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
+
+from torch import Tensor, nn
+
+import hf_tokaccel as ta
+
+from .depth_model import patch_size, stored_accel
+from .loop import Variant
+from .speed import count_gflops
+
+EXPANSIONS = ("nearest", "soft", "delta")
+_PLAIN = ta.TokenClusteringConfig(cluster_after=0, cluster_grid=(1, 1))
+# (share of the layers before clustering, cluster grid / token grid per side), from careful to bold
+_SHARES = ((1 / 2, 3 / 4), (1 / 3, 2 / 3), (1 / 4, 1 / 2))
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A row to be: a variant with what the table says about it.
+
+    Attributes:
+        variant: How to run it.
+        kind: `"dense"`, `"clusters"`, `"grid pooling"` or `"lower resolution"`.
+        accel: Setting of an accelerated row as a plain dict.
+        group: Rows of one group have similar GFLOPs.
+    """
+
+    variant: Variant
+    kind: str
+    accel: dict | None = None
+    group: int = 0
+
+
+def parse_accel(text: str) -> ta.TokenClusteringConfig:
+    """Setting from JSON or from `key=value,key=value`, where `12x16` is a grid and `none` is None.
+
+    Raises:
+        ValueError: Text that is neither, or a setting that `TokenClusteringConfig` refuses.
+    """
+    example = "for example cluster_after=4,cluster_grid=12x12,expansion=delta"
+    if text.lstrip().startswith("{"):
+        try:
+            values = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"accel {text!r} is not JSON ({error}); {example}") from error
+    else:
+        values = {}
+        for part in filter(None, (p.strip() for p in text.split(","))):
+            key, equals, value = (p.strip() for p in part.partition("="))
+            if not equals or not key or not value or key in values:
+                raise ValueError(f"accel {text!r} has {part!r} where one key=value each is expected; {example}")
+            values[key] = _parse_value(value)
+        if not values:
+            raise ValueError(f"accel {text!r} is empty; {example}")
+    return ta.TokenClusteringConfig.from_dict(values)
+
+
+def _parse_value(text: str):
+    height, x, width = text.partition("x")
+    if x and height.isdigit() and width.isdigit():
+        return int(height), int(width)
+    for read in (int, float):
+        try:
+            return read(text)
+        except ValueError:
+            continue
+    return {"none": None, "true": True, "false": False}.get(text.lower(), text)
+
+
+def default_settings(model: nn.Module, image_size: tuple[int, int]) -> list[ta.TokenClusteringConfig]:
+    """Three settings from careful to bold, with every expansion, for a model with a plain vision transformer.
+
+    Args:
+        model: Dense model.
+        image_size: Size of its input in pixels, (height, width).
+
+    Raises:
+        ValueError: The layers cannot be counted, as with windowed or convolutional backbones.
+    """
+    # DPT-hybrid's backbone is the convolutional stem; its transformer layers are in DPT itself.
+    hybrid = getattr(model.config, "is_hybrid", False)
+    config = model.config if hybrid else getattr(model.config, "backbone_config", None) or model.config
+    layers, patch = getattr(config, "num_hidden_layers", None), patch_size(model.config)
+    if hasattr(config, "depths") or not layers or patch == 1:
+        raise ValueError(
+            f"no default settings are known for a {config.model_type!r} backbone; name one, for example "
+            "--accel cluster_after=4,cluster_grid=12x12, or --accel none for the dense model alone"
+        )
+    tokens = [side // patch for side in image_size]
+    settings = []
+    for layer_share, grid_share in _SHARES:
+        grid = tuple(max(round(n * grid_share), 1) for n in tokens)
+        after = max(round(layers * layer_share), 1)
+        settings += [
+            # Weights that sum to one: the released l2 weights would change the scale of what a regression head reads.
+            ta.TokenClusteringConfig(cluster_after=after, cluster_grid=grid, expansion=expansion, normalization="l1")
+            for expansion in EXPANSIONS
+        ]
+    return settings
+
+
+def group_name(setting: ta.TokenClusteringConfig) -> str:
+    """What decides the cost of a setting: its grid and its layers."""
+    until = "" if setting.reconstruct_after is None else f" to {setting.reconstruct_after}"
+    return f"{'x'.join(map(str, setting.cluster_grid))} after {setting.cluster_after}{until}"
+
+
+def setting_name(setting: ta.TokenClusteringConfig) -> str:
+    """Short name that tells a setting from the others of its group: expansion and whatever is not the default."""
+    said = {"cluster_after", "cluster_grid", "reconstruct_after", "expansion", "normalization", "version", "method"}
+    names = [f.name for f in fields(setting) if f.name not in said]
+    changed = [f"{name}={getattr(setting, name)}" for name in names if getattr(setting, name) != getattr(_PLAIN, name)]
+    return ", ".join([group_name(setting), setting.expansion, *changed])
+
+
+def entries_for(
+    model: nn.Module,
+    settings: Sequence[ta.TokenClusteringConfig],
+    pixel_values: Tensor,
+    *,
+    prepare: Callable[[nn.Module], nn.Module] = lambda model: model,
+    rivals: bool = True,
+) -> tuple[list[Entry], list[str]]:
+    """Rows of a table: dense, then per grid its expansions, grid pooling and a lower resolution of similar cost.
+
+    Args:
+        model: Dense model.
+        settings: Accelerated settings.
+        pixel_values: One image as the model reads it (1, 3, h, w), to count FLOPs on.
+        prepare: Applied to every model, such as `torch.compile`.
+        rivals: Add grid pooling and lower resolution.
+
+    Returns:
+        The entries, and a sentence for each rival that the model cannot run.
+    """
+    entries, notes = [Entry(Variant("dense", prepare(model)), "dense")], []
+    image_size = tuple(pixel_values.shape[-2:])
+    groups: dict[str, list[ta.TokenClusteringConfig]] = {}
+    for setting in settings:
+        groups.setdefault(group_name(setting), []).append(setting)
+    for number, (name, members) in enumerate(groups.items(), start=1):
+        pooled = replace(members[-1], iterations=0)
+        for kind, setting in [("clusters", s) for s in members] + [("grid pooling", pooled)] * rivals:
+            accelerated = ta.accelerate(model, setting, image_size)
+            accel = stored_accel(accelerated.config)  # The model's family has filled in what the setting leaves open.
+            resolved = ta.TokenClusteringConfig.from_dict(accel)
+            label = setting_name(resolved if kind == "clusters" else replace(resolved, iterations=_PLAIN.iterations))
+            entries.append(Entry(Variant(f"{kind} {label}", prepare(accelerated)), kind, accel, number))
+        if not rivals:
+            continue
+        target = count_gflops(Variant("", accelerated), pixel_values)
+        try:
+            scale, multiple = matching_scale(model, pixel_values, target), patch_size(model.config)
+            if scale == 1:
+                raise ValueError("the setting costs as much as the dense model")
+            small = Variant("", model, scale, multiple).size(*pixel_values.shape[-2:])
+        except (ValueError, RuntimeError) as error:
+            notes.append(f"no lower resolution for {name}: {error}")
+            continue
+        variant = Variant(f"lower resolution {small[0]}x{small[1]}", prepare(model), scale, multiple)
+        entries.append(Entry(variant, "lower resolution", None, number))
+    return entries, notes
+
+
+def matching_scale(model: nn.Module, pixel_values: Tensor, gflops: float) -> float:
+    """Scale of the input, a whole number of patches, at which a dense model costs closest to `gflops` per image."""
+    multiple = patch_size(model.config)
+    steps = min(pixel_values.shape[-2:]) // multiple
+    cost = {steps: count_gflops(Variant("", model), pixel_values)}
+
+    def cost_at(step: int) -> float:
+        if step not in cost:
+            cost[step] = count_gflops(Variant("", model, step / steps, multiple), pixel_values)
+        return cost[step]
+
+    low, high = 1, steps
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if cost_at(middle) < gflops else (low, middle)
+    return min((low, high), key=lambda step: abs(cost_at(step) - gflops)) / steps
