@@ -229,13 +229,22 @@ def _plant(b: _Builder, x: Tensor, z: Tensor, valid: Tensor) -> None:
 
 # Floor objects: name, footprint radius in metres, probability, largest distance. Large ones claim their place first.
 _FLOOR = (
-    [("sofa", 0.95, 0.4, 6.0)]
-    + [("table", 0.75, 0.7, 5.0), ("table", 0.75, 0.45, 6.5)]
-    + [("chair", 0.3, 0.6, 4.5), ("chair", 0.3, 0.6, 6.0)]
-    + [("plant", 0.32, 0.55, 6.0), ("lamp", 0.2, 0.55, 6.0), ("bin", 0.2, 0.5, 5.0)]
-    + [("box", 0.35, 0.6, 3.5), ("box", 0.35, 0.6, 5.0), ("box", 0.3, 0.6, 6.5)]
-    + [("pole", 0.06, 0.7, 4.0), ("pole", 0.06, 0.7, 6.0)]
-    + [("ball", 0.2, 0.6, 3.0), ("ball", 0.2, 0.6, 5.0), ("ball", 0.2, 0.5, 6.5)]
+    ("sofa", 0.95, 0.4, 6.0),
+    ("table", 0.75, 0.7, 5.0),
+    ("table", 0.75, 0.45, 6.5),
+    ("chair", 0.3, 0.6, 4.5),
+    ("chair", 0.3, 0.6, 6.0),
+    ("plant", 0.32, 0.55, 6.0),
+    ("lamp", 0.2, 0.55, 6.0),
+    ("bin", 0.2, 0.5, 5.0),
+    ("box", 0.35, 0.6, 3.5),
+    ("box", 0.35, 0.6, 5.0),
+    ("box", 0.3, 0.6, 6.5),
+    ("pole", 0.06, 0.7, 4.0),
+    ("pole", 0.06, 0.7, 6.0),
+    ("ball", 0.2, 0.6, 3.0),
+    ("ball", 0.2, 0.6, 5.0),
+    ("ball", 0.2, 0.5, 6.5),
 )
 
 
@@ -388,11 +397,8 @@ def draw_scenes(indices: Tensor, split: str, seed: int) -> Scenes:
     """Draw the parameters of the scenes with the given (B,) int64 indices, on the CPU."""
     d = Draws(indices, split, seed)
     b = _Builder(d, len(indices))
-    room = torch.stack(
-        [-d.uniform(1.3, 3.2), d.uniform(1.3, 3.2), torch.zeros(b.batch), d.uniform(2.3, 3.0)]
-        + [torch.full((b.batch,), -0.6), d.uniform(3.0, 7.5)],
-        dim=1,
-    )
+    left, right, top, front = -d.uniform(1.3, 3.2), d.uniform(1.3, 3.2), d.uniform(2.3, 3.0), d.uniform(3.0, 7.5)
+    room = torch.stack([left, right, torch.zeros_like(top), top, torch.full_like(top, -0.6), front], dim=1)
     yaw = d.uniform(-30.0, 30.0).deg2rad()
     angles = [yaw, d.uniform(6.0, 22.0).deg2rad(), d.uniform(-2.5, 2.5).deg2rad()]
     focal = 1.0 / (d.uniform(59.0, 63.0).deg2rad() / 2).tan()

@@ -53,7 +53,7 @@ class Draws:
 
 
 def pixel_noise(keys: Tensor, channels: int, pixels: int) -> Tensor:
-    """Return (B, channels, pixels) numbers of mean 0 and standard deviation 1, nearly Gaussian, on the keys' device."""
+    """Return (B, channels, pixels) nearly Gaussian numbers of mean 0 and standard deviation 1."""
     counters = torch.arange(channels * pixels, device=keys.device) * _GOLDEN
     bits = mix32(mix32((keys[:, :1] ^ (counters & _MASK)) + 0x51ED27) + keys[:, 1:])
     total = (bits & 0xFF) + ((bits >> 8) & 0xFF) + ((bits >> 16) & 0xFF) + (bits >> 24)

@@ -171,7 +171,7 @@ def _illumination(scenes: Scenes, surface: _Surface) -> Tensor:
         cosine = -(n[0] * rays[0] + n[1] * rays[1] + n[2] * rays[2]) * inverse
         # Stop 4 mm before the surface, so that it does not shadow itself.
         far = 1.0 - 0.004 * inverse
-        hits = Hits(far, None)
+        hits = Hits(far.clone(), None)  # hits are updated in place
         trace(_rows(scenes, index), origin, rays, hits)
         lit = (hits.t >= far) * cosine.clamp_(min=0.0) * power / (0.6 + 0.12 * square)
         total[index] += lit
