@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader
 
 from hf_tokaccel.reference import reference_model_path
 from hf_tokaccel.scenes import CLASS_NAMES, SceneBatch, SceneDataset, as_datasets, render_scenes
+from hf_tokaccel.scenes import _classes as classes
 from hf_tokaccel.scenes import _layout as layout
 from hf_tokaccel.scenes._render import camera_rays, render
 
@@ -95,7 +96,7 @@ def test_floor_and_wall_depth_have_their_closed_form():
     height, _, pitch, _, focal = scenes.camera[:, :, None, None].unbind(1)
     v = -(torch.arange(64) + 0.5 - 32)[None, :, None] / 32 / focal
     expected = (height / (pitch.sin() - v * pitch.cos())).expand(-1, 64, 64)
-    floor = found.labels == layout.FLOOR
+    floor = found.labels == classes.FLOOR
     assert floor.float().mean() > 0.15
     torch.testing.assert_close(found.depth[floor], expected[floor], rtol=1e-4, atol=1e-4)
 
@@ -165,7 +166,7 @@ def test_shadows_fall_where_an_object_hides_the_light():
     path = point - light
     nearest = ((centre - light) * path).sum(-1) / path.square().sum(-1)
     hidden = (light + nearest[..., None] * path - centre).norm(dim=-1) < radius
-    floor = found.labels[0] == layout.FLOOR
+    floor = found.labels[0] == classes.FLOOR
     darker = found.image[0].sum(0) < 0.98 * empty.image[0].sum(0)
     assert (hidden & floor).sum() > 30
     assert torch.equal(darker & floor, hidden & floor)
@@ -178,7 +179,7 @@ def test_all_classes_occur(batch):
 
 
 def test_instances_agree_with_labels(batch):
-    assert torch.equal(batch.instances == 0, batch.labels < layout.NUM_STUFF)
+    assert torch.equal(batch.instances == 0, batch.labels < classes.NUM_STUFF)
     for labels, instances in zip(batch.labels, batch.instances, strict=True):
         pairs = torch.stack([instances, labels], dim=-1).flatten(0, 1).unique(dim=0)
         objects = pairs[pairs[:, 0] > 0, 0]

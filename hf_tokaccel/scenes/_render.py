@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from . import _layout as layout
+from . import _classes as classes
 from ._layout import Scenes
 from ._random import mix32, pixel_noise
 from ._trace import Hits, Rays, room_exit, trace
@@ -61,7 +61,7 @@ def _part_tables(scenes: Scenes) -> tuple[Tensor, Tensor]:
     shell = torch.cat([torch.zeros(batch, 1, device=device), middle, half, torch.ones(batch, 1, device=device)], 1)
     shell = torch.cat([shell, torch.zeros(batch, 1, device=device)], 1)[:, None]
     table = torch.cat([torch.stack(group, 2) for group in (boxes, cylinders, balls)] + [shell], dim=1)
-    objects = scenes.box_object + scenes.cylinder_object + scenes.ball_object + [layout.FLOOR]
+    objects = scenes.box_object + scenes.cylinder_object + scenes.ball_object + [classes.FLOOR]
     return table, torch.tensor(objects, device=device)
 
 
@@ -114,22 +114,22 @@ def _surface(scenes: Scenes, rays: Rays, depth: Tensor, part: Tensor) -> _Surfac
 def _stuff(scenes: Scenes, point: Rays, on_x: Tensor, on_y: Tensor, py: Tensor, px: Tensor) -> tuple[Tensor, Tensor]:
     """Return the stuff class of points on the room's faces and whether they lie on the frame of a panel."""
     x, y, z = point
-    stuff = torch.where(on_y, torch.where(py < 0, layout.FLOOR, layout.CEILING), layout.WALL)
+    stuff = torch.where(on_y, torch.where(py < 0, classes.FLOOR, classes.CEILING), classes.WALL)
     border = torch.zeros_like(on_x)
     cx, cz, hx, hz, cos, sin = scenes.rug[:, :, None].unbind(1)
     u, v = cos * (x - cx) - sin * (z - cz), sin * (x - cx) + cos * (z - cz)
-    rug = (u.abs() < hx) & (v.abs() < hz) & (stuff == layout.FLOOR)
+    rug = (u.abs() < hx) & (v.abs() < hz) & (stuff == classes.FLOOR)
     border |= rug & ((u.abs() > hx - 0.06) | (v.abs() > hz - 0.06))
-    stuff = torch.where(rug, layout.RUG, stuff)
-    wall = torch.where(on_x, torch.where(px < 0, layout.LEFT, layout.RIGHT), layout.FRONT)
+    stuff = torch.where(rug, classes.RUG, stuff)
+    wall = torch.where(on_x, torch.where(px < 0, classes.LEFT, classes.RIGHT), classes.FRONT)
     wall = torch.where(on_y | (~on_x & (z < 0)), -1, wall)
     along = torch.where(on_x, z, x)
-    for i, name in enumerate((layout.DOOR, layout.WINDOW, layout.PICTURE)):
+    for i, name in enumerate((classes.DOOR, classes.WINDOW, classes.PICTURE)):
         face, centre, height, wide, high = scenes.panels[:, i, :, None].unbind(1)
         du, dv = (along - centre).abs(), (y - height).abs()
         inside = (wall == face) & (du < wide) & (dv < high) & scenes.panel_valid[:, i, None]
         edge = (du > wide - 0.05) | (dv > high - 0.05)
-        if name == layout.WINDOW:
+        if name == classes.WINDOW:
             edge |= (du < 0.025) | (dv < 0.02)
         border |= inside & edge
         stuff = torch.where(inside, name, stuff)
@@ -149,10 +149,10 @@ def _texture(surface: _Surface, kind: Tensor, scale: Tensor) -> Tensor:
     joint = ((t * 2 - row) < 0.08) | ((along - along.floor()) < 0.02)
     planks = torch.where(joint, 1.0, shade)
     noise = 0.5 + 0.25 * ((s * 2.3 + (t * 1.7).sin() * 1.5).sin() + (t * 2.9 + (s * 1.3).sin() * 1.9).sin())
-    value = torch.where(kind == layout.CHECKER, checker, torch.zeros_like(s))
-    value = torch.where(kind == layout.STRIPES, stripes, value)
-    value = torch.where(kind == layout.PLANKS, planks, value)
-    return torch.where(kind == layout.NOISE, noise, value)
+    value = torch.where(kind == classes.CHECKER, checker, torch.zeros_like(s))
+    value = torch.where(kind == classes.STRIPES, stripes, value)
+    value = torch.where(kind == classes.PLANKS, planks, value)
+    return torch.where(kind == classes.NOISE, noise, value)
 
 
 def _illumination(scenes: Scenes, surface: _Surface) -> Tensor:
@@ -190,13 +190,13 @@ def _colour(scenes: Scenes, surface: _Surface, depth: Tensor) -> Tensor:
     weight = _texture(surface, columns[6], columns[7])
     # Textures finer than a pixel fade to their mean instead of aliasing.
     weight = 0.5 + (weight - 0.5) * (1.6 - depth * 0.022 / columns[7]).clamp_(0.0, 1.0)
-    weight = torch.where(columns[6] == layout.PLAIN, 0.0, weight)
-    weight = torch.where((surface.object == layout.WINDOW) | (surface.object == layout.DOOR), 0.0, weight)
+    weight = torch.where(columns[6] == classes.PLAIN, 0.0, weight)
+    weight = torch.where((surface.object == classes.WINDOW) | (surface.object == classes.DOOR), 0.0, weight)
     weight = torch.where(surface.border, 1.0, weight)
     light = _illumination(scenes, surface)
-    classes = torch.tensor(scenes.object_class, device=depth.device)[surface.object]
-    light = light + 0.5 * ((classes == layout.WINDOW) & ~surface.border)
-    light = (light + 0.35 * (classes == layout.CLASS_NAMES.index("lamp"))) * scenes.tone[:, 1:2]
+    kinds = torch.tensor(scenes.object_class, device=depth.device)[surface.object]
+    light = light + 0.5 * ((kinds == classes.WINDOW) & ~surface.border)
+    light = (light + 0.35 * (kinds == classes.CLASS_NAMES.index("lamp"))) * scenes.tone[:, 1:2]
     rgb = torch.stack([torch.lerp(columns[i], columns[i + 3], weight) for i in range(3)], dim=1)
     # The square root is the sensor's tone curve; noise is added after it, as cameras show it.
     rgb = (rgb * rgb * light[:, None] * scenes.tone[:, 3:, None]).clamp_(0.0, 1.0).sqrt_()
@@ -215,6 +215,6 @@ def render(scenes: Scenes, height: int, width: int) -> SceneBatch:
     surface = _surface(scenes, rays, hits.t, hits.part)
     image = _colour(scenes, surface, hits.t).view(batch, 3, height, width)
     labels = torch.tensor(scenes.object_class, device=depth.device)[surface.object]
-    instances = (surface.object - layout.NUM_STUFF + 1).clamp_(min=0)
+    instances = (surface.object - classes.NUM_STUFF + 1).clamp_(min=0)
     maps = [m.view(batch, height, width) for m in (hits.t, labels, instances)]
     return SceneBatch(image, *maps)
