@@ -17,10 +17,10 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import set_seed
+from accelerate.utils import DataLoaderConfiguration, set_seed
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader
+from torch.utils.data import BatchSampler, DataLoader
 from tqdm.auto import tqdm
 from transformers import (
     AutoImageProcessor,
@@ -161,16 +161,18 @@ class Run:
         first_step = first_scene = 0
         for size, batch, steps in self.stages:
             skip = max(0, self.step - first_step)
-            starts = range(first_scene + skip * batch, first_scene + steps * batch, batch)
-            data = SceneDataset("train", first_scene + steps * batch, (size, size), self.args.seed)
+            stop = first_scene + steps * batch
             if skip < steps:
-                sampler = [list(range(i, i + batch)) for i in starts]
-                yield size, DataLoader(data, batch_sampler=sampler, num_workers=self.args.workers)
-            first_step, first_scene = first_step + steps, first_scene + steps * batch
+                data = SceneDataset("train", stop, (size, size), self.args.seed)
+                batches = BatchSampler(range(first_scene + skip * batch, stop), batch, drop_last=True)
+                yield size, DataLoader(data, batch_sampler=batches, num_workers=self.args.workers)
+            first_step, first_scene = first_step + steps, stop
 
 
 def train(args: argparse.Namespace) -> None:
-    accelerator = Accelerator(mixed_precision=args.mixed_precision, cpu=args.cpu)
+    # Processes share each batch, so that their number changes neither the steps nor the scenes.
+    share = DataLoaderConfiguration(split_batches=True)
+    accelerator = Accelerator(mixed_precision=args.mixed_precision, cpu=args.cpu, dataloader_config=share)
     set_seed(args.seed)
     run, model = Run(args, accelerator), build_model(args)
     if accelerator.device.type == "cpu":
@@ -227,7 +229,7 @@ def main() -> None:
     parser.add_argument("--output", help="folder for the trained model")
     parser.add_argument("--work", default="/tmp/train_depth", help="folder for checkpoint, snapshot and log")
     parser.add_argument("--resume", action="store_true", help="continue from the checkpoint in --work")
-    parser.add_argument("--mixed-precision", default="no", choices=("no", "bf16", "fp16"))
+    parser.add_argument("--mixed-precision", choices=("no", "bf16", "fp16"))
     parser.add_argument("--cpu", action="store_true", help="train on the CPU even where there is a GPU")
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--seed", type=int, default=0)

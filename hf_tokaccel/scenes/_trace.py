@@ -34,7 +34,7 @@ class Hits:
         self.t, self.part = far, part
 
     def offer(self, near: Tensor, far: Tensor, part: int | Tensor) -> None:
-        """Take a solid's entry points where they lie inside (0, t) and before the exit; nan never hits."""
+        """Take a solid's entry points where they lie inside (0, t) and before the exit."""
         closer = (near < torch.minimum(far, self.t)) & (near > 1e-4)
         self.t = torch.where(closer, near, self.t)
         if self.part is not None:
@@ -120,7 +120,8 @@ def _trace_cylinders(scenes: Scenes, origin: Tensor, rays: Rays, vertical: tuple
         x, y, z, radius, half = row.unbind(1)
         ox, oz = x - origin[:, :1], z - origin[:, 2:]
         b = ox * dx + oz * dz
-        root = (b * b - a * (ox * ox + oz * oz - radius * radius)).sqrt_()  # nan where the line misses
+        # A ray that misses gets an empty interval; the root of a negative number would be slow as well as nan.
+        root = (b * b - a * (ox * ox + oz * oz - radius * radius)).clamp_(min=0.0).sqrt_()
         near_y, far_y = _slab(y - origin[:, 1:2], torch.where(there, half, -1.0), *vertical)
         near = torch.maximum((b - root) * inverse, near_y)
         hits.offer(near, torch.minimum(b.add_(root).mul_(inverse), far_y), (slot + first).int())
@@ -142,6 +143,6 @@ def _trace_balls(scenes: Scenes, origin: Tensor, rays: Rays, hits: Hits) -> None
         gap = ox * ox + oy * oy + oz * oz - radius * radius
         gap = torch.where(scenes.ball_valid.gather(1, slot), gap, float("inf"))
         b = ox * dx + oy * dy + oz * dz
-        root = (b * b - a * gap).sqrt_()
+        root = (b * b - a * gap).clamp_(min=0.0).sqrt_()
         near = (b - root) * inverse
-        hits.offer(near, near + 1.0, (slot + first).int())
+        hits.offer(near, b.add_(root).mul_(inverse), (slot + first).int())
