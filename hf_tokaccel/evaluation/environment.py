@@ -65,6 +65,6 @@ def describe_environment(device: torch.device | str = "cpu") -> dict:
         "command": shlex.join(["python", *sys.argv]),
         "machine": machine,
         "python": platform.python_version(),
-        "versions": {name: version for name in PACKAGES if (version := _version(name))},
+        "versions": {name: version for name in PACKAGES if (version := _version(name))} | {"torch": torch.__version__},
         "git": git_commit(),
     }

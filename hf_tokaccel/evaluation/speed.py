@@ -59,6 +59,7 @@ def time_interleaved(
     device = torch.device(device)
     seconds = [[] for _ in functions]
     collects = gc.isenabled()
+    gc.collect()
     gc.disable()  # A collection inside a call would be charged to whichever function triggers it.
     try:
         for i in range(warmup + rounds):
@@ -71,7 +72,6 @@ def time_interleaved(
                 if i >= warmup:
                     times.append(elapsed)
                 advance()
-            gc.collect()
     finally:
         if collects:
             gc.enable()
