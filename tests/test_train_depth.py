@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from transformers import AutoImageProcessor, AutoModelForDepthEstimation
 
 ROOT = Path(__file__).parents[1]
-TINY = ["--stages", "32:2:1,48:2:2", "--image-size", "48", "--width", "32", "--heads", "2", "--mlp", "32"]
+TINY = ["--stages", "32:2:1,64:2:2", "--image-size", "64", "--width", "32", "--heads", "2", "--mlp", "32"]
 TINY += ["--layers", "4", "--warmup", "1", "--save-every", "2", "--log-every", "1", "--val-scenes", "2", "--cpu"]
 
 
@@ -46,4 +46,4 @@ def test_resumed_training_equals_uninterrupted_training(tmp_path):
     assert model.dtype == torch.float32
     pixels = processor(torch.zeros(3, 60, 80, dtype=torch.uint8), return_tensors="pt")["pixel_values"]
     with torch.no_grad():
-        assert model(pixel_values=pixels).predicted_depth.shape == (1, 48, 48)
+        assert model(pixel_values=pixels).predicted_depth.shape == (1, 64, 64)
