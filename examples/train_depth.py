@@ -32,7 +32,7 @@ from transformers import (
 
 from hf_tokaccel.scenes import SceneDataset, render_scenes
 
-METRICS = ("abs_rel", "rmse", "delta1", "delta2", "delta3")
+METRICS = ("abs_rel", "rmse", "delta1", "delta2", "delta3", "delta1_objects")
 
 
 def build_model(args: argparse.Namespace) -> DPTForDepthEstimation:
@@ -47,7 +47,7 @@ def build_model(args: argparse.Namespace) -> DPTForDepthEstimation:
         backbone_out_indices=[args.layers * (i + 1) // 4 - 1 for i in range(4)],
         # Patches of 8 with the native factors (4, 2, 1, 0.5) would predict at twice the input size.
         reassemble_factors=[2, 1, 0.5, 0.25],
-        neck_hidden_sizes=[32, 48, 64, 96],
+        neck_hidden_sizes=[32, 48, 64, 80],
         fusion_hidden_size=32,
         initializer_range=0.05,
     )
@@ -74,30 +74,26 @@ def depth_loss(predicted: Tensor, depth: Tensor) -> Tensor:
     return loss
 
 
-def batch_metrics(predicted: Tensor, depth: Tensor) -> Tensor:
-    """Return (B, 5) AbsRel, squared error in square metres, delta1, delta2, delta3."""
-    ratio = torch.maximum(predicted / depth, depth / predicted.clamp(min=1e-3))
-    rows = [(predicted - depth).abs() / depth, (predicted - depth).square()] + [ratio < 1.25**k for k in (1, 2, 3)]
-    return torch.stack([r.float().mean(dim=(1, 2)) for r in rows], dim=1)
-
-
 @torch.no_grad()
 def evaluate(model: nn.Module, split: str, seed: int, count: int, size: int, processor=None) -> dict[str, float]:
-    """Return the metrics of a model over a split's first scenes, on pixels at size x size."""
+    """Return AbsRel, RMSE in metres and delta1 to delta3 over all pixels, and delta1 over pixels of objects."""
     model.eval()
-    device, rows = next(model.parameters()).device, []
+    device, total = next(model.parameters()).device, 0.0
     for start in range(0, count, 16):
         batch = render_scenes(range(start, min(start + 16, count)), (size, size), split, seed, device)
-        pixels = (batch.image - 0.5) / 0.5
+        pixels = batch.image * 2 - 1
         if processor is not None:
             images = [(i * 255).round().to(torch.uint8).cpu() for i in batch.image]
             pixels = processor(images, return_tensors="pt")["pixel_values"].to(device)
         predicted = model(pixel_values=pixels).predicted_depth.float()
         predicted = F.interpolate(predicted[:, None], (size, size), mode="bilinear", align_corners=False)[:, 0]
-        rows.append(batch_metrics(predicted, batch.depth))
-    means = torch.cat(rows).mean(dim=0)
-    means[1] = means[1].sqrt()
-    return dict(zip(METRICS, [round(v, 4) for v in means.tolist()], strict=True))
+        error, things = (predicted - batch.depth).abs(), batch.instances > 0
+        ratio = torch.maximum(predicted / batch.depth, batch.depth / predicted.clamp(min=1e-3))
+        rows = [error / batch.depth, error.square(), *(ratio < 1.25**k for k in (1, 2, 3)), things]
+        total += torch.stack([r.double().mean() * len(r) / count for r in [*rows, things & (ratio < 1.25)]]).cpu()
+    abs_rel, square, *deltas, things, hits = total.tolist()
+    values = [abs_rel, square**0.5, *deltas, hits / max(things, 1e-9)]
+    return dict(zip(METRICS, [round(v, 4) for v in values], strict=True))
 
 
 def export(model: nn.Module, folder: Path, image_size: int) -> None:
@@ -224,7 +220,7 @@ def train(args: argparse.Namespace) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--stages", default="96:16:2400,128:16:500,192:8:700", help="size:batch:steps, ...; sizes in multiples of 32"
+        "--stages", default="96:16:2100,128:16:400,192:8:700", help="size:batch:steps, ...; sizes in multiples of 32"
     )
     parser.add_argument("--output", help="folder for the trained model")
     parser.add_argument("--work", default="/tmp/train_depth", help="folder for checkpoint, snapshot and log")
