@@ -82,7 +82,7 @@ def make_axis(size: int, clusters: int, radius: int, group: int) -> Axis:
     return Axis(size, clusters, radius, group, tiles, slots, group + 2 * margin if tiles > 1 else clusters, margin)
 
 
-def _axis_tables(axis: Axis, device: torch.device) -> tuple[Tensor, ...]:
+def _axis_tables(axis: Axis, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, ...]:
     labels = initial_labels(axis.size, axis.clusters, device)
     own = torch.arange(axis.tiles, device=device)[:, None] * axis.group
     start = (labels < own).sum(1)
@@ -100,13 +100,13 @@ def _axis_tables(axis: Axis, device: torch.device) -> tuple[Tensor, ...]:
     tile = labels // axis.group
     slot = torch.arange(axis.size, device=device) - start[tile]
     clusters = clusters.clamp(0, axis.clusters - 1)
-    return tokens, valid, clusters, near, pooling / (last - first)[:, None], tile, slot
+    return tokens, valid, clusters, near, pooling.to(dtype) / (last - first)[:, None], tile, slot
 
 
-def make_tables(tiling: Tiling, device: torch.device) -> Tables:
+def make_tables(tiling: Tiling, device: torch.device, dtype: torch.dtype) -> Tables:
     """Index tables of the tiles in row-major order; slots and blocks are row-major as well."""
     rows, cols = tiling.rows, tiling.cols
-    y, x = _axis_tables(rows, device), _axis_tables(cols, device)
+    y, x = _axis_tables(rows, device, dtype), _axis_tables(cols, device, dtype)
     tiles, slots, block = rows.tiles * cols.tiles, rows.slots * cols.slots, rows.block * cols.block
 
     def pair(combine: Callable[[Tensor, Tensor], Tensor], i: int, *shape: int) -> Tensor:
@@ -188,9 +188,9 @@ def batch_index(index: Tensor, batch: int, stride: int) -> Tensor:
 class Tiled:
     """Tokens laid out in tiles, with the gathers and sums between tiles and the cluster grid."""
 
-    def __init__(self, tiling: Tiling, batch: int, device: torch.device):
+    def __init__(self, tiling: Tiling, batch: int, device: torch.device, dtype: torch.dtype):
         self.tiling, self.batch = tiling, batch
-        self.tables = make_tables(tiling, device)
+        self.tables = make_tables(tiling, device, dtype)
         self.tiles, self.slots, self.block = self.tables.near.shape
         self.count = tiling.rows.clusters * tiling.cols.clusters
         self.padded = self.tiles * self.slots != self.tables.slots.shape[0]
@@ -225,7 +225,7 @@ class Tiled:
         """Iterate the soft assignment of tiled tokens `x`; the last one, normalised per cluster, (B * T, p, K)."""
         shape = (-1, self.tiles, self.slots, self.block)
         products = _gram_products(self, x) if self.tiling.gram else _direct_products(self, x)
-        weights = self.tables.pooling.to(x.dtype).expand(self.batch, -1, -1, -1).flatten(0, 1)
+        weights = self.tables.pooling.expand(self.batch, -1, -1, -1).flatten(0, 1)
         far, padding = ~self.tables.near, ~self.tables.valid[:, :, None]
         scale: float | Tensor = 0.0 if inverse_temperature == "auto" else inverse_temperature
         for step in range(iterations):

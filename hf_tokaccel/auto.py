@@ -23,8 +23,8 @@ def accelerate_config(
     Args:
         config: of a supported model type, native or accelerated, or of a head whose `backbone_config` is one.
         accel: the setting; None switches acceleration off.
-        image_size: side or (height, width) in pixels that the model will run at, checked against the setting. By default
-            the configuration's own, where the model accepts no other.
+        image_size: side or (height, width) in pixels that the model will run at, checked against the setting. By
+            default the configuration's own, where the model accepts no other.
 
     Raises:
         ValueError: when the type is not supported or the setting does not fit.
@@ -90,8 +90,8 @@ def to_native(model: PreTrainedModel) -> PreTrainedModel:
     cls = _native_type(model)
     if cls is None:
         raise ValueError(
-            f"{type(model).__name__} has no counterpart in Transformers, so it cannot be made native: keep it and switch "
-            "acceleration off with accelerate(model, None), or save the weights with save_pretrained."
+            f"{type(model).__name__} has no counterpart in Transformers, so it cannot be made native: keep it and "
+            "switch acceleration off with accelerate(model, None), or save the weights with save_pretrained."
         )
     return _rebuild(model, cls, to_native_config(model.config))
 
@@ -111,7 +111,8 @@ def _check_model(model: Any) -> None:
 def _rebuild(model: PreTrainedModel, cls: type[PreTrainedModel], config: PreTrainedConfig) -> PreTrainedModel:
     with torch.device("meta"):
         template = cls(config)
-    return transplant(template, model, pair_configs(model.config, config))
+    _copy_attention(model.config, config)
+    return transplant(template, model, {id(old): new for old, new in pair_configs(model.config, config)})
 
 
 def _convert(config: PreTrainedConfig, cls: type[PreTrainedConfig], **changes: Any) -> PreTrainedConfig:
@@ -120,9 +121,14 @@ def _convert(config: PreTrainedConfig, cls: type[PreTrainedConfig], **changes: A
         values.pop(name, None)
     new = cls(**values, **changes)
     new._name_or_path = config._name_or_path
-    # Not part of the dict, since it depends on the machine.
-    new._attn_implementation = copy.deepcopy(config._attn_implementation)
+    _copy_attention(config, new)
     return new
+
+
+def _copy_attention(old: PreTrainedConfig, new: PreTrainedConfig) -> None:
+    # Not part of the dict, since it depends on the machine; the public property would spread a head's to its backbone.
+    for source, target in pair_configs(old, new):
+        target._attn_implementation_internal = source._attn_implementation_internal
 
 
 def _check_image_size(

@@ -13,7 +13,7 @@ class AcceleratedConfig:
     """First base of every accelerated configuration; the second is the host's own class.
 
     Attributes:
-        accel: the setting as a plain dict, or None; a dataclass is accepted and stored as a dict with nothing left open.
+        accel: the setting as a plain dict, or None; a dataclass is accepted and stored as a dict, nothing left open.
         accel_expansion: the expansion that was released for this family, or fits it best where none was.
         accel_normalization: likewise.
         accel_fixed_image_size: whether forward accepts only `image_size` unless told otherwise.

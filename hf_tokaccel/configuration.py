@@ -1,4 +1,4 @@
-"""Acceleration settings: frozen, flat, validated dataclasses that live as the plain dict ``accel`` in ``config.json``."""
+"""Acceleration settings: frozen, flat, validated dataclasses, stored as the plain dict `accel` in config.json."""
 
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
@@ -85,9 +85,7 @@ class TokenClusteringConfig:
         _require(_is_int(after) and after >= 0, "cluster_after", after, "a number of blocks, 0 or more", 6)
         until = self.reconstruct_after
         allowed = f"None or a number of blocks above cluster_after ({after})"
-        _require(
-            until is None or (_is_int(until) and until > after), "reconstruct_after", until, allowed, after + 1
-        )
+        _require(until is None or (_is_int(until) and until > after), "reconstruct_after", until, allowed, after + 1)
 
     def _check_clustering(self) -> None:
         grid = self.cluster_grid
@@ -136,7 +134,9 @@ class TokenClusteringConfig:
             )
         missing = [name for name in ("cluster_after", "cluster_grid") if name not in values]
         if missing:
-            raise ValueError(f"accel={values!r} lacks {missing}: give for example cluster_after=6, cluster_grid=(16, 16).")
+            raise ValueError(
+                f"accel={values!r} lacks {missing}: give for example cluster_after=6, cluster_grid=(16, 16)."
+            )
         return cls(**values)
 
     def to_dict(self) -> dict[str, Any]:
@@ -155,7 +155,9 @@ class TokenClusteringConfig:
     def check_depth(self, depth: int) -> None:
         """Raises ValueError where the schedule does not fit `depth` blocks."""
         in_range = self.cluster_after < depth
-        _require(in_range, "cluster_after", self.cluster_after, f"between 0 and {depth - 1} for {depth} blocks", depth // 2)
+        _require(
+            in_range, "cluster_after", self.cluster_after, f"between 0 and {depth - 1} for {depth} blocks", depth // 2
+        )
         until = self.reconstruct_after
         allowed = f"None or between {self.cluster_after + 1} and {depth} for {depth} blocks"
         _require(until is None or until <= depth, "reconstruct_after", until, allowed, depth)
@@ -165,7 +167,9 @@ class TokenClusteringConfig:
         height, width = grid
         clusters = self.cluster_grid[0] * self.cluster_grid[1]
         example = (max(1, height * 7 // 10), max(1, width * 7 // 10))
-        allowed = f"at most as many clusters as tokens: the image has {height} x {width} = {height * width}, not {clusters}"
+        allowed = (
+            f"at most as many clusters as tokens: the image has {height} x {width} = {height * width}, not {clusters}"
+        )
         _require(clusters <= height * width, "cluster_grid", self.cluster_grid, allowed, example)
 
 

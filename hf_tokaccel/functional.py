@@ -99,7 +99,7 @@ def cluster_tokens(
         else:
             on_cpu = tokens.device.type == "cpu"
             tiling = choose_tiling(grid, cluster_grid, window, values[-1].shape[2], iterations, on_cpu)
-            tiled = Tiled(tiling, tokens.shape[0], tokens.device)
+            tiled = Tiled(tiling, tokens.shape[0], tokens.device, exact[-1].dtype)
             tiles = [tiled.split(x) for x in exact]
             weights = tiled.assign(tiles[-1].detach(), iterations, inverse_temperature)
             means = [tiled.average(weights.to(x.dtype), x).unflatten(0, (-1, tiled.count)) for x in tiles]
@@ -276,7 +276,7 @@ def _search(x: Tensor, s: Tensor, kept: int) -> tuple[Tensor, Tensor]:
 
 def _search_window(x: Tensor, s: Tensor, kept: int, grid, cluster_grid, window: int) -> tuple[Tensor, Tensor]:
     tiling = choose_tiling(grid, cluster_grid, window, x.shape[2], 1, x.device.type == "cpu", gram=False)
-    tiled = Tiled(tiling, x.shape[0], x.device)
+    tiled = Tiled(tiling, x.shape[0], x.device, x.dtype)
     tables = tiled.tables
     square = s.square().sum(-1)
     step = max(1, CHUNK_ELEMENTS // (x.shape[2] * (tiled.block + tiled.slots)))

@@ -10,29 +10,29 @@ from transformers import PreTrainedConfig
 _BOUND = {"forward", "_old_forward", "_hf_hook"}
 
 
-def pair_configs(old: PreTrainedConfig, new: PreTrainedConfig) -> dict[int, PreTrainedConfig]:
-    """Maps the identity of `old` and of its sub-configs to their counterparts in `new`."""
-    pairs = {id(old): new}
+def pair_configs(old: PreTrainedConfig, new: PreTrainedConfig) -> list[tuple[PreTrainedConfig, PreTrainedConfig]]:
+    """`old` and its sub-configs, each with its counterpart in `new`."""
+    pairs = [(old, new)]
     for name in old.sub_configs:
         child, counterpart = getattr(old, name, None), getattr(new, name, None)
         if isinstance(child, PreTrainedConfig) and isinstance(counterpart, PreTrainedConfig):
-            pairs |= pair_configs(child, counterpart)
+            pairs += pair_configs(child, counterpart)
     return pairs
 
 
 def transplant(template: nn.Module, source: nn.Module, configs: dict[int, PreTrainedConfig]) -> nn.Module:
     """Fills `template` with the parameters, buffers and children of `source`.
 
-    The result and `source` share tensors but no module objects, so that settings of one (attention implementation, hooks,
-    train or eval) leave the other alone. Children keep the class that `source` gives them (quantised, LoRA, ...), except
-    where the template puts a class of its own.
+    The result and `source` share tensors but no module objects, so that settings of one (attention implementation,
+    hooks, train or eval) leave the other alone. Children keep the class that `source` gives them (quantised, LoRA, ...),
+    except where the template puts a class of its own.
 
     Args:
         template: a module built on the meta device.
         source: a module with the same parameter names.
-        configs: see `pair_configs`.
+        configs: by the identity of a config of the source, the config that replaces it.
     """
-    if type(template) is type(source):
+    if not _is_ours(template) and not _is_ours(source):
         module = _shallow_copy(source, configs)
     else:
         module = template
@@ -40,7 +40,7 @@ def transplant(template: nn.Module, source: nn.Module, configs: dict[int, PreTra
         module._buffers.update(source._buffers)
         module.training = source.training
         _copy_extra_attributes(module, source)
-    # Only what the source has: a template may come with an optional part, such as a pooler, that the source was built without.
+    # Only what the source has: a template may come with an optional part, such as a pooler, that the source lacks.
     parts = {}
     for name, child in source._modules.items():
         counterpart = template._modules.get(name)
@@ -49,6 +49,10 @@ def transplant(template: nn.Module, source: nn.Module, configs: dict[int, PreTra
         parts[name] = child
     module._modules = parts
     return module
+
+
+def _is_ours(module: nn.Module) -> bool:
+    return any(cls.__module__.partition(".")[0] == __package__ for cls in type(module).__mro__)
 
 
 def _shallow_copy(source: nn.Module, configs: dict[int, PreTrainedConfig]) -> nn.Module:

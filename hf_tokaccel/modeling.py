@@ -1,7 +1,7 @@
 """The one place that enters a host model: grafting, the forward decorators and saving.
 
-A model family is described by subclasses of the host's own classes with a few class attributes (see `AcceleratedModel`)
-and by wrapping the host's forwards, never by copying them:
+A model family is described by subclasses of the host's own classes with a few class attributes (`AcceleratedModel`) and
+by wrapping the host's forwards, never by copying them:
 
 - `enter` wraps the forward that sees the image: it starts the `TokenTrack` of the pass and hands it down as a keyword.
 - `record` wraps the forward that returns hidden states, so that those are full-size.
@@ -41,8 +41,8 @@ class AcceleratedModel:
     accel_prefix: int = 1
 
     def post_init(self) -> None:
-        # Last call of every native __init__ and before weights are loaded: parameter names stay the host's, and nothing
-        # is initialised twice.
+        # The last call of every native __init__, before weights are loaded: parameter names stay the host's, and
+        # nothing is initialised twice.
         view = getattr(self.config, "accel_view", None)
         self.install_accel(view() if view else None)
         super().post_init()
@@ -67,7 +67,7 @@ class AcceleratedModel:
 
     @classmethod
     def register_for_auto_class(cls, auto_class: str = "AutoModel") -> None:
-        """Does nothing: Transformers would copy this package's source beside the weights. `save_pretrained` writes a shim."""
+        """Does nothing: Transformers would copy this package's source beside the weights; we save a shim instead."""
 
     def save_pretrained(self, save_directory: Any, *args: Any, native: bool = False, **kwargs: Any) -> None:
         """Saves weights, config with `accel`, and the shim that makes `trust_remote_code=True` work.
@@ -103,13 +103,13 @@ def image_grid(model: nn.Module, pixel_values: torch.Tensor) -> tuple[int, int]:
         ValueError: when a side is not a multiple of the patch.
     """
     sides, patch = pixel_values.shape[-2:], model.accel_patch_size()
-    if any(side % step for side, step in zip(sides, patch)):
-        nearest = tuple(max(1, round(side / step)) * step for side, step in zip(sides, patch))
+    if any(side % step for side, step in zip(sides, patch, strict=True)):
+        nearest = tuple(max(1, round(side / step)) * step for side, step in zip(sides, patch, strict=True))
         raise ValueError(
             f"image size {tuple(sides)} is not valid: while accelerated, height and width must be multiples of the "
             f"patch size {patch}, for example {nearest}; or switch acceleration off with accelerate(model, None)."
         )
-    return tuple(side // step for side, step in zip(sides, patch))
+    return tuple(side // step for side, step in zip(sides, patch, strict=True))
 
 
 def enter(native_forward: Callable, reads: Callable[[Any], Collection[int]] | None = None) -> Callable:
@@ -127,7 +127,7 @@ def enter(native_forward: Callable, reads: Callable[[Any], Collection[int]] | No
         final = kwargs.pop("accel_final", True)
         if self.accel is None:
             return native_forward(self, *args, **kwargs)
-        arguments = {**dict(zip(names, args)), **kwargs}
+        arguments = {**dict(zip(names, args, strict=False)), **kwargs}
         if arguments.get("attention_mask") is not None:
             raise ValueError(
                 "attention_mask is not valid while acceleration is on, since clusters mix masked and unmasked tokens: "
@@ -168,6 +168,8 @@ def record(native_forward: Callable) -> Callable:
             return native_forward(self, *args, **kwargs)
         return_dict = kwargs.pop("return_dict", None)
         return_dict = self.config.return_dict if return_dict is None else return_dict
+        # Transformers' own recording hooks sit on the blocks, so they would record clusters.
+        kwargs["output_hidden_states"] = False
         output = native_forward(self, *args, return_dict=True, **kwargs)
         if track.wanted:
             # Rebuilt, since a field that is set later would come last in the tuple form.
@@ -176,14 +178,6 @@ def record(native_forward: Callable) -> Callable:
         return output if return_dict else output.to_tuple()
 
     return forward
-
-
-def hooked_outputs(host: type) -> dict[str, Any]:
-    """What Transformers' hooks shall still record on a host whose forward is wrapped by `record`.
-
-    They sit on the blocks, so they would record clusters as hidden states.
-    """
-    return {name: target for name, target in host._can_record_outputs.items() if name != "hidden_states"}
 
 
 def read(native_forward: Callable, indices: Callable[[Any], Collection[int]], *, patches: bool = True) -> Callable:

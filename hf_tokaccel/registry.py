@@ -4,7 +4,6 @@ from dataclasses import dataclass
 
 from torch import nn
 from transformers import (
-    CONFIG_MAPPING,
     AutoBackbone,
     AutoConfig,
     AutoImageProcessor,
@@ -51,9 +50,11 @@ _accelerated: dict[type, type] = {}
 
 def native_class(cls: type) -> type | None:
     """The class of Transformers that an accelerated class stands for; None where Transformers has none."""
-    if "native_class" in cls.__dict__:
-        return cls.__dict__["native_class"]
-    return next((base for base in cls.__mro__ if base.__module__.startswith("transformers.models.")), None)
+    return cls.__dict__.get("native_class", _transformers_base(cls))
+
+
+def _transformers_base(cls: type) -> type:
+    return next(base for base in cls.__mro__ if base.__module__.startswith("transformers.models."))
 
 
 def accelerated_class(native: type) -> type | None:
@@ -77,22 +78,20 @@ def register_family(
     """
     family = Family(config, models, note)
     FAMILIES[family.name] = family
-    native_type = family.native_config.model_type
     for cls in (config, *models, *parts):
         if native_class(cls) is not None:
             _accelerated[native_class(cls)] = cls
     AutoConfig.register(config.model_type, config, exist_ok=True)
-    _register_conversions(config.model_type, native_type)
+    _register_conversions(config.model_type, family.name)
     for cls in (*models, *parts):
-        native = native_class(cls)
         if issubclass(cls, PreTrainedModel):
-            _register_conversions(cls.__name__, native.__name__ if native else native_type)
+            _register_conversions(cls.__name__, _transformers_base(cls).__name__)
     _register_auto_models(family)
     _register_image_processor(family)
 
 
 def _register_conversions(name: str, native_name: str) -> None:
-    """Without this a checkpoint with the key names of Transformers 4 loads as random weights with only a logged report."""
+    """Without this a checkpoint with key names of Transformers 4 loads as random weights; only a log line tells."""
     conversions = get_checkpoint_conversion_mapping(native_name)
     if conversions is not None:
         register_checkpoint_conversion_mapping(name, conversions, overwrite=True)
@@ -129,8 +128,3 @@ def unsupported(what: str) -> ValueError:
         "backbone_config is one of these with a Backbone class. For example load a 'dpt' or 'depth_anything' "
         "checkpoint, or describe the new family in one file: see 'Adding a family' in README.md."
     )
-
-
-def native_type_known(model_type: str) -> bool:
-    """Whether Transformers itself knows this type."""
-    return model_type in CONFIG_MAPPING

@@ -177,8 +177,8 @@ class TrackedLayer:
         if accel_track is None:
             return self.layer(states, *args, **kwargs)
         states = accel_track.before_layer(self.index, states, getattr(self.layer, self.norm))
-        # What hosts pass by position is the attention mask. A user's is refused, and under export an absent one arrives
-        # as an N x N tensor, which does not fit the clusters.
+        # What hosts pass by position is the attention mask. A user's is refused, and under export an absent one
+        # arrives as an N x N tensor, which does not fit the clusters.
         states = self.layer(states, *(None for _ in args), **kwargs)
         return accel_track.after_layer(self.index, states)
 
@@ -189,7 +189,7 @@ class TrackedLayer:
 class TrackedLayers(nn.ModuleList):
     """A host's list of blocks whose iteration yields tracked blocks: the host's own loop stays untouched.
 
-    Children, and so parameter names, are those of the list that it replaces. `norm` names each block's first LayerNorm.
+    Children, and so parameter names, are those of the list that it replaces. `norm` names a block's first LayerNorm.
     """
 
     def __init__(self, layers: nn.ModuleList, norm: str) -> None:

@@ -4,13 +4,15 @@ from transformers import Dinov2Backbone, Dinov2Config, Dinov2ForImageClassificat
 from transformers.models.dinov2.modeling_dinov2 import Dinov2Encoder
 
 from ..configs import AcceleratedConfig
-from ..modeling import AcceleratedModel, enter, hooked_outputs, read, record
+from ..modeling import AcceleratedModel, enter, read, record
 from ..registry import register_family
 
 
 class TokAccelDinov2Config(AcceleratedConfig, Dinov2Config):
-    """`Dinov2Config` with `accel`. Nothing was released for DINOv2; some of its heads read features without a LayerNorm,
-    so reconstruction weights sum to one by default.
+    """`Dinov2Config` with `accel`.
+
+    Nothing was released for DINOv2. Some of its heads read features without a LayerNorm, so reconstruction weights sum
+    to one by default.
     """
 
     model_type = "tokaccel_dinov2"
@@ -18,7 +20,6 @@ class TokAccelDinov2Config(AcceleratedConfig, Dinov2Config):
 
 
 class TokAccelDinov2Encoder(AcceleratedModel, Dinov2Encoder):
-    _can_record_outputs = hooked_outputs(Dinov2Encoder)
     accel_layers = "layer"
     accel_norm = "norm1"
     forward = record(Dinov2Encoder.forward)

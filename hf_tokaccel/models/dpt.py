@@ -8,13 +8,15 @@ from transformers.modeling_outputs import BaseModelOutput
 from transformers.models.dpt.modeling_dpt import DPTViTEncoder
 
 from ..configs import AcceleratedConfig
-from ..modeling import AcceleratedModel, enter, hooked_outputs, read, record
+from ..modeling import AcceleratedModel, enter, read, record
 from ..registry import FAMILIES, register_family, unsupported
 
 
 class TokAccelDPTConfig(AcceleratedConfig, DPTConfig):
-    """`DPTConfig` with `accel`. Released DPT copies the nearest cluster. Nothing after the features cancels a scale per
-    token, so soft weights sum to one by default.
+    """`DPTConfig` with `accel`.
+
+    Released DPT copies the nearest cluster. Nothing after the features cancels a scale per token, so soft weights sum
+    to one by default.
     """
 
     model_type = "tokaccel_dpt"
@@ -42,7 +44,6 @@ class TokAccelDPTViTEncoder(DPTViTEncoder):
 
 class TokAccelDPTModel(AcceleratedModel, DPTModel):
     config: TokAccelDPTConfig
-    _can_record_outputs = hooked_outputs(DPTModel)
     accel_layers = "encoder.layer"
     accel_parts = ("encoder",)
     forward = enter(record(DPTModel.forward))

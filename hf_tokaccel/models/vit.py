@@ -8,7 +8,7 @@ from transformers.backbone_utils import BackboneConfigMixin, BackboneMixin
 from transformers.modeling_outputs import BackboneOutput
 
 from ..configs import AcceleratedConfig
-from ..modeling import AcceleratedModel, enter, hooked_outputs, read, record
+from ..modeling import AcceleratedModel, enter, read, record
 from ..registry import register_family
 
 
@@ -38,7 +38,6 @@ class TokAccelViTConfig(AcceleratedConfig, BackboneConfigMixin, ViTConfig):
 
 class TokAccelViTModel(AcceleratedModel, ViTModel):
     config: TokAccelViTConfig
-    _can_record_outputs = hooked_outputs(ViTModel)
     accel_layers = "layers"
     forward = enter(record(ViTModel.forward))
 
@@ -77,7 +76,7 @@ class TokAccelViTBackbone(BackboneMixin, TokAccelViTModel):
         height, width = pixel_values.shape[-2:]
         image_size = self.embeddings.image_size
         kwargs.setdefault("interpolate_pos_encoding", (height, width) != tuple(image_size))
-        output = super().forward(pixel_values, return_dict=True, **kwargs)
+        output = TokAccelViTModel.forward(self, pixel_values, return_dict=True, **kwargs)
         grid = (height // self.embeddings.patch_size, width // self.embeddings.patch_size)
         maps = tuple(self._feature_map(output.hidden_states[index], grid) for index in self.out_indices)
         result = BackboneOutput(

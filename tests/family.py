@@ -1,0 +1,389 @@
+"""The shared tester: every guarantee is written once here and inherited by each family (see the README's list)."""
+
+import json
+import subprocess
+import sys
+import threading
+
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import AutoModel
+
+import hf_tokaccel as ta
+
+# Small clusters with a small window keep centroids apart: exact ties would be broken differently by different graphs.
+ACCEL = {"cluster_after": 1, "cluster_grid": [4, 4], "window": 3, "neighbors": 4, "inverse_temperature": "auto"}
+
+FRESH_PROCESS = """
+import sys, torch, transformers
+folder, auto = sys.argv[1:]
+assert "hf_tokaccel" not in sys.modules
+cls = getattr(transformers, auto)
+images = torch.load(folder + "/images.pt")
+for remote in (True, False):  # the first load runs the shim only
+    model = cls.from_pretrained(folder, **({"trust_remote_code": True} if remote else {})).eval()
+    assert type(model).__module__.startswith("hf_tokaccel."), type(model)
+    with torch.no_grad():
+        output = model(images)
+    torch.save([t for t in output.to_tuple() if isinstance(t, torch.Tensor)], f"{folder}/output_{remote}.pt")
+    model.save_pretrained(folder + "/again")
+    model = cls.from_pretrained(folder + "/again", **({"trust_remote_code": True} if remote else {})).eval()
+    with torch.no_grad():
+        again = model(images)
+    for a, b in zip(output.to_tuple(), again.to_tuple()):
+        assert not isinstance(a, torch.Tensor) or torch.equal(a, b)
+"""
+
+
+class FamilyTester:
+    """Subclass as `Test...` and describe the family.
+
+    Attributes:
+        native: class of Transformers; None where it has none.
+        auto: the Auto class that loads it; `AutoBackbone` cannot load folders (transformers 5.23 takes the path for a
+            repository name), so backbones give their accelerated class.
+        image_size: (height, width) of the test images.
+        grid: their token grid.
+        depth: blocks of the transformer.
+        legacy_key: part of a parameter name in the key layout of Transformers 4.
+        new_key: likewise in today's module names; equal to `legacy_key` where nothing was renamed.
+        other_size: another image size that the native model accepts; None where it accepts its own only.
+        flop_ratio: accelerated to dense FLOPs must stay below; tiny models may have most of theirs in the decoder.
+        accel: the setting under test.
+        tolerance: between different orders of float32 arithmetic, relative to the largest output.
+    """
+
+    native = None
+    auto = AutoModel
+    image_size = (32, 32)
+    grid = (8, 8)
+    depth = 4
+    legacy_key = ""
+    new_key = ""
+    other_size = (32, 64)
+    flop_ratio = 0.9
+    accel = ACCEL
+    tolerance = 1e-5
+
+    def config(self):
+        """A tiny native configuration with large random weights; default ones output about 1e-8 and prove nothing."""
+        raise NotImplementedError
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def model(cls):
+        torch.manual_seed(0)
+        return cls().build().eval()
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def fast(cls, model):
+        return ta.accelerate(model, cls.accel)
+
+    def build(self):
+        return self.native(self.config())
+
+    def images(self, batch=2, size=None, seed=1):
+        return torch.randn(batch, 3, *(size or self.image_size), generator=torch.Generator().manual_seed(seed))
+
+    @staticmethod
+    def run(model, images, **kwargs):
+        """Every tensor of the output, flattened."""
+        with torch.no_grad():
+            output = model(images, **kwargs)
+        return flatten(output.to_tuple() if hasattr(output, "to_tuple") else output)
+
+    def assert_close(self, actual, expected, tolerance=None):
+        assert len(actual) == len(expected)
+        for a, b in zip(actual, expected, strict=True):
+            assert a.shape == b.shape
+            scale = b.abs().max().item()
+            assert (a - b).abs().max().item() <= (tolerance or self.tolerance) * scale + 1e-12
+
+    def assert_differs(self, actual, expected, ratio=1e-3):
+        assert any((a - b).abs().max() > ratio * b.abs().max() for a, b in zip(actual, expected, strict=True))
+
+    # 1, 2: off and identity
+
+    def test_off_is_bitwise_native(self, model, fast):
+        native, images = self.run(model, self.images()), self.images()
+        self.assert_differs(self.run(fast, images), native)
+        for off in (ta.accelerate(model, None), ta.accelerate(fast, None)):
+            assert all(torch.equal(a, b) for a, b in zip(self.run(off, images), native, strict=True))
+            states = [self.run(module, images, output_hidden_states=True) for module in (off, model)]
+            assert all(torch.equal(a, b) for a, b in zip(*states, strict=True))
+
+    def test_identity_plan_is_native(self, model):
+        setting = {**self.accel, "cluster_grid": list(self.grid), "iterations": 0, "expansion": "nearest"}
+        expected, actual = self.run(model, self.images()), self.run(ta.accelerate(model, setting), self.images())
+        assert all(torch.equal(a, b) for a, b in zip(actual, expected, strict=True))
+
+    @pytest.mark.parametrize("expansion", ["soft", "nearest", "delta"])
+    @pytest.mark.parametrize("similarity_on", ["tokens", "normalized"])
+    @pytest.mark.parametrize("reconstruct_after", [None, 3])
+    def test_every_form_runs_and_acts(self, model, expansion, similarity_on, reconstruct_after):
+        accel = {
+            **self.accel,
+            "expansion": expansion,
+            "similarity_on": similarity_on,
+            "reconstruct_after": reconstruct_after,
+        }
+        native = self.run(model, self.images())
+        actual = self.run(ta.accelerate(model, accel), self.images())
+        assert [a.shape for a in actual] == [b.shape for b in native]
+        assert all(a.isfinite().all() for a in actual)
+        self.assert_differs(actual, native, 1e-4)
+
+    # 4: no hidden state
+
+    def test_batch_equals_singles_and_history_does_not_matter(self, fast):
+        images = self.images(3)
+        together = self.run(fast, images)
+        self.run(fast, self.images(2, seed=5))
+        singles = [self.run(fast, image[None]) for image in images]
+        self.assert_close([torch.cat(parts) for parts in zip(*singles, strict=True)], together)
+
+    def test_consumes_no_random_numbers(self, fast):
+        before = torch.get_rng_state()
+        self.run(fast, self.images())
+        assert torch.equal(before, torch.get_rng_state())
+
+    def test_threads_do_not_disturb_each_other(self, fast):
+        batches = [self.images(1, seed=seed) for seed in range(4)]
+        expected = [self.run(fast, batch) for batch in batches]
+        wrong = []
+
+        def work(index):
+            for _ in range(8):
+                actual = self.run(fast, batches[index])
+                if not all(torch.allclose(a, b, atol=1e-4) for a, b in zip(actual, expected[index], strict=True)):
+                    wrong.append(index)
+
+        threads = [threading.Thread(target=work, args=(index,)) for index in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert not wrong
+
+    # 5, 6: loading and saving
+
+    @pytest.mark.parametrize("legacy", [True, False], ids=["legacy_keys", "new_keys"])
+    def test_native_checkpoint_loads(self, model, tmp_path, legacy):
+        model.save_pretrained(tmp_path, save_original_format=legacy)
+        assert any((self.legacy_key if legacy else self.new_key) in key for key in keys_of(tmp_path))
+        native_config = type(model.config).from_pretrained(tmp_path)
+        loaded, info = self.auto.from_pretrained(
+            tmp_path, config=ta.accelerate_config(native_config, self.accel), output_loading_info=True
+        )
+        assert not info["missing_keys"]
+        assert not info["unexpected_keys"]
+        assert not info["mismatched_keys"]
+        self.assert_close(
+            self.run(loaded.eval(), self.images()), self.run(ta.accelerate(model, self.accel), self.images())
+        )
+
+    def test_shortest_auto_path(self, model, tmp_path):
+        model.save_pretrained(tmp_path)
+        loaded = self.auto.from_pretrained(
+            tmp_path, model_type=f"tokaccel_{model.config.model_type}", accel=self.accel
+        )
+        self.assert_close(
+            self.run(loaded.eval(), self.images()), self.run(ta.accelerate(model, self.accel), self.images())
+        )
+
+    def test_saves_native_names_and_plain_transformers_loads_them(self, model, fast, tmp_path):
+        model.save_pretrained(tmp_path / "native")
+        fast.save_pretrained(tmp_path / "fast")
+        assert keys_of(tmp_path / "fast") == keys_of(tmp_path / "native")
+        fast.save_pretrained(tmp_path / "plain", native=True)
+        assert "accel" not in (tmp_path / "plain" / "config.json").read_text()
+        plain, info = self.native.from_pretrained(tmp_path / "plain", output_loading_info=True)
+        assert type(plain) is self.native
+        assert not info["missing_keys"]
+        assert not info["unexpected_keys"]
+        expected = self.run(model, self.images())
+        assert all(torch.equal(a, b) for a, b in zip(self.run(plain.eval(), self.images()), expected, strict=True))
+
+    def test_setting_is_saved_and_can_be_switched_off(self, model, fast, tmp_path):
+        fast.save_pretrained(tmp_path)
+        written = json.loads((tmp_path / "config.json").read_text())
+        assert written["accel"] == fast.config.accel
+        assert written["accel"]["version"] == ta.__version__
+        off = self.auto.from_pretrained(tmp_path, accel=None).eval()
+        assert all(
+            torch.equal(a, b)
+            for a, b in zip(self.run(off, self.images()), self.run(model, self.images()), strict=True)
+        )
+
+    def test_fresh_process_with_and_without_the_package_imported(self, fast, tmp_path):
+        if self.auto.__name__.startswith("TokAccel"):
+            pytest.skip("AutoBackbone of transformers 5.23 cannot load a folder")
+        fast.save_pretrained(tmp_path)
+        torch.save(self.images(), tmp_path / "images.pt")
+        arguments = [sys.executable, "-c", FRESH_PROCESS, str(tmp_path), self.auto.__name__]
+        done = subprocess.run(arguments, capture_output=True, text=True, timeout=300, check=False)
+        assert done.returncode == 0, done.stderr[-3000:]
+        expected = self.run(fast, self.images())
+        for remote in (True, False):
+            actual = flatten(torch.load(tmp_path / f"output_{remote}.pt"))
+            self.assert_close(actual, expected)
+
+    def test_accelerate_shares_parameters_and_leaves_the_model_alone(self, model, fast):
+        assert {p.data_ptr() for p in model.parameters()} == {p.data_ptr() for p in fast.parameters()}
+        assert list(model.state_dict()) == list(fast.state_dict())
+        assert type(model) is self.native
+        assert not any(type(part).__module__.startswith("hf_tokaccel") for part in model.modules())
+        native = ta.to_native(fast)
+        assert type(native) is self.native
+        assert [type(part) for part in native.modules()] == [type(part) for part in model.modules()]
+        native.set_attn_implementation("eager")
+        assert fast.config._attn_implementation == model.config._attn_implementation
+
+    # 7: graphs
+
+    def test_compiles_without_graph_break(self, fast):
+        compiled = torch.compile(fast, fullgraph=True, backend="aot_eager")
+        self.assert_close(self.run(compiled, self.images()), self.run(fast, self.images()))
+
+    @pytest.mark.parametrize("strict", [True, False])
+    def test_exports(self, fast, strict):
+        program = torch.export.export(fast, (self.images(),), strict=strict)
+        self.assert_close(self.run(program.module(), self.images()), self.run(fast, self.images()))
+
+    def test_onnx_runtime_agrees(self, fast, tmp_path):
+        onnxruntime = pytest.importorskip("onnxruntime")
+        with torch.no_grad():
+            program = torch.onnx.export(fast, (self.images(),), dynamo=True, verbose=False)
+        program.save(tmp_path / "model.onnx")
+        session = onnxruntime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
+        actual = session.run(None, {session.get_inputs()[0].name: self.images().numpy()})
+        expected = self.run(fast, self.images())
+        assert len(actual) == len(expected)
+        for a, b in zip(actual, expected, strict=True):
+            assert np.abs(a - b.numpy()).max() <= 1e-4 * b.abs().max().item()
+
+    # 8: training
+
+    def test_gradients_flow_and_checkpointing_changes_nothing(self, model):
+        fast = ta.accelerate(self.build(), self.accel).train()
+
+        def gradients():
+            torch.manual_seed(0)  # dropout
+            fast.zero_grad()
+            outputs = flatten(fast(self.images()).to_tuple())
+            sum(output.square().mean() for output in outputs if output.requires_grad).backward()
+            return {name: p.grad.clone() for name, p in fast.named_parameters() if p.grad is not None}
+
+        plain = gradients()
+        first = next(name for name in plain if ".0." in name and name.endswith("weight"))
+        assert plain[first].abs().max() > 0  # through the clustering into the first block
+        for reentrant in (True, False):
+            fast.gradient_checkpointing_enable({"use_reentrant": reentrant})
+            again = gradients()
+            assert again.keys() == plain.keys()
+            scale = max(value.abs().max() for value in plain.values())
+            assert all((again[name] - plain[name]).abs().max() <= 1e-5 * scale for name in plain)
+            fast.gradient_checkpointing_disable()
+
+    # 9: what is read has native shapes
+
+    def test_hidden_states_have_native_shapes_and_order(self, model, fast):
+        expected = model(self.images(), output_hidden_states=True)
+        actual = fast(self.images(), output_hidden_states=True)
+        assert list(actual.keys()) == list(expected.keys())
+        assert [h.shape for h in actual.hidden_states] == [h.shape for h in expected.hidden_states]
+        for index in range(self.accel["cluster_after"] + 1):  # still at full resolution
+            assert torch.equal(actual.hidden_states[index], expected.hidden_states[index])
+        self.assert_differs([actual.hidden_states[-1]], [expected.hidden_states[-1]])
+        in_order = fast(self.images(), output_hidden_states=True, return_dict=False)
+        assert all(torch.equal(a, b) for a, b in zip(flatten(in_order), flatten(actual.to_tuple()), strict=True))
+
+    def test_reading_hidden_states_does_not_change_the_output(self, fast):
+        plain = self.run(fast, self.images())
+        with torch.no_grad():
+            output = fast(self.images(), output_hidden_states=True)
+        kept = flatten(tuple(value for key, value in output.items() if key != "hidden_states"))
+        self.assert_close(kept, plain)
+
+    def test_attentions_inside_the_span_are_those_of_the_clusters(self, fast):
+        fast = ta.accelerate(fast, self.accel)
+        fast.set_attn_implementation("eager")
+        with torch.no_grad():
+            attentions = fast(self.images(), output_attentions=True).attentions
+        assert len(attentions) == self.depth
+        prefix = attentions[0].shape[-1] - self.grid[0] * self.grid[1]
+        clusters = self.accel["cluster_grid"][0] * self.accel["cluster_grid"][1]
+        assert attentions[self.accel["cluster_after"]].shape[-2:] == (prefix + clusters, prefix + clusters)
+
+    def test_other_image_sizes(self, model, fast):
+        if self.other_size is None:
+            pytest.skip("the host accepts the size of its configuration only")
+        images = self.images(size=self.other_size)
+        assert [a.shape for a in self.run(fast, images)] == [b.shape for b in self.run(model, images)]
+
+    def test_spends_fewer_flops(self, model, fast):
+        def flops(module):
+            with FlopCounterMode(display=False) as counter, torch.no_grad():
+                module(self.images())
+            return counter.get_total_flops()
+
+        assert flops(fast) < self.flop_ratio * flops(model)
+
+    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+    def test_half_precision_is_finite(self, model, dtype):
+        half = ta.accelerate(type(model)(model.config).to(dtype).eval(), self.accel)
+        assert all(output.isfinite().all() for output in self.run(half, self.images().to(dtype)))
+
+    # 10: bad input
+
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            ({"cluster_after": 99}, "cluster_after=99 .*between 0 and"),
+            ({"reconstruct_after": 99}, "reconstruct_after=99"),
+            ({"window": 4}, "window=4 .*window=5"),
+            ({"neighbors": 0}, "neighbors=0 .*neighbors=20"),
+            ({"cluster_gird": 4}, "unknown keys .*cluster_gird.*Allowed"),
+            ({"cluster_grid": [0, 4]}, "cluster_grid"),
+            ({"expansion": "sift"}, "expansion='sift' .*soft"),
+            ({"inverse_temperature": -1.0}, "inverse_temperature=-1.0"),
+        ],
+    )
+    def test_bad_settings_are_refused_when_they_are_given(self, model, fast, change, message):
+        bad = {**self.accel, **change}
+        with pytest.raises(ValueError, match=message):
+            ta.accelerate(model, bad)
+        with pytest.raises(ValueError, match=message):
+            ta.accelerate_config(model.config, bad)
+        with pytest.raises(ValueError, match=message):
+            type(fast.config)(**{**fast.config.to_dict(), "accel": bad})
+        assert not any(type(part).__module__.startswith("hf_tokaccel") for part in model.modules())
+
+    def test_more_clusters_than_tokens_are_refused(self, model):
+        grid = [self.grid[0] + 1, self.grid[1]]
+        with pytest.raises(ValueError, match=r"cluster_grid=\(.*at most as many clusters as tokens.*for example"):
+            self.run(ta.accelerate(model, {**self.accel, "cluster_grid": grid}), self.images())
+        with pytest.raises(ValueError, match="cluster_grid"):
+            ta.accelerate(model, {**self.accel, "cluster_grid": grid}, image_size=self.image_size)
+
+    def test_image_that_is_no_multiple_of_the_patch_is_refused(self, fast):
+        images = self.images(size=(self.image_size[0] + 1, self.image_size[1]))
+        with pytest.raises(ValueError, match=r"multiples of the patch size .*for example"):
+            self.run(fast, images)
+
+
+def flatten(values):
+    """Tensors of nested tuples in order."""
+    if isinstance(values, torch.Tensor):
+        return [values]
+    return [tensor for value in values if value is not None for tensor in flatten(value)]
+
+
+def keys_of(folder):
+    """Parameter names in a folder's safetensors file."""
+    with safe_open(folder / "model.safetensors", "pt") as file:
+        return set(file.keys())
