@@ -70,6 +70,8 @@ class Job:
         self.name = args.model or "reference depth model"
         folder = args.model or _reference_model()
         self.dense, stored, processor = load_depth_model(folder, dtype=args.dtype, device=self.accelerator.device)
+        if args.model is None:
+            self.dense.config.depth_estimation_type = "metric"  # trained on metres, which a DPT config need not say
         alignment, inverse = choose_alignment(self.dense.config, args.alignment)
         if args.images is None:
             self.dataset = _open_dataset(args, input_size(processor))
@@ -157,19 +159,19 @@ def show_photographs(job: Job, console: Console) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
+    start = time.perf_counter()
     try:
         job = Job(args)
+        console = Console(width=None if sys.stdout.isatty() else 150)
+        if job.accelerator.is_main_process:
+            args.output.mkdir(parents=True, exist_ok=True)
+        if args.images is None:
+            evaluate_dataset(job, console)
+        elif job.accelerator.is_main_process:
+            show_photographs(job, console)
     except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print("error:", " ".join(str(error).split()), file=sys.stderr)
         return 2
-    start = time.perf_counter()
-    console = Console(width=None if sys.stdout.isatty() else 150)
-    if job.accelerator.is_main_process:
-        args.output.mkdir(parents=True, exist_ok=True)
-    if args.images is None:
-        evaluate_dataset(job, console)
-    elif job.accelerator.is_main_process:
-        show_photographs(job, console)
     if job.accelerator.is_main_process:
         console.print(f"{time.perf_counter() - start:.0f} s; results are in {args.output}")
     job.accelerator.end_training()

@@ -257,6 +257,13 @@ def test_mistakes_are_one_line_and_exit_two(main, model_folder, tmp_path, capsys
     assert not (tmp_path / "out").exists()
 
 
+def test_data_without_truth_are_refused(main, model_folder, tmp_path, capsys):
+    save_pair(tmp_path, ("rgb/a.png", "depth/a.png"), (40, 80), 0, 0)
+    options = ["--dataset", f"kitti:{tmp_path}", "--model", str(model_folder), "--accel", "none", "--cpu"]
+    assert main([*options, "--output", str(tmp_path / "out")]) == 2
+    assert "none of the 1 images has a valid label" in capsys.readouterr().err
+
+
 def test_models_that_cannot_be_measured(main, tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     ViTConfig().save_pretrained(tmp_path / "vit")

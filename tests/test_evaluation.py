@@ -470,7 +470,7 @@ def test_photographs():
 
 def test_scene_size_follows_the_image_processor():
     class Processor:
-        size = {"height": 192, "width": 256}  # noqa: RUF012
+        size = {"height": 192, "width": 256}
 
     assert input_size(Processor()) == (192, 256)
     Processor.size = {"shortest_edge": 224}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import partial
 
 import torch
@@ -78,8 +77,7 @@ def compare(
         bar = progress.add_task("timing", total=len(calls) * (rounds + 2))
         advance = partial(progress.advance, bar)
         timings = time_interleaved(calls, device=accelerator.device, rounds=rounds, warmup=2, advance=advance)
-    eager = [replace(variant, model=variant.eager) for variant in variants]
-    gflops = [count_gflops(variant, pixel_values[:1]) for variant in eager]
+    gflops = [count_gflops(variant.with_eager(), pixel_values[:1]) for variant in variants]
     return [
         Row(
             name=entry.variant.name,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import psutil
@@ -59,6 +59,9 @@ class Variant:
     def eager(self) -> nn.Module:
         """The model without the wrapper of `torch.compile`, which hides its work from counters and observers."""
         return getattr(self.model, "_orig_mod", self.model)
+
+    def with_eager(self) -> Variant:
+        return replace(self, model=self.eager)
 
     def size(self, height: int, width: int) -> tuple[int, int]:
         """Input size at which this variant runs an image of (height, width)."""

@@ -127,12 +127,16 @@ DEPTH_COLUMNS = (
 _COST_HEADINGS = ("images/s ↑", "speed", "GFLOPs ↓", "of dense")
 
 
+def _three_digits(value: float) -> str:
+    return f"{value:.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
+
+
 def _cells(row: Row, columns: tuple[Column, ...]) -> list[str]:
     quality = [column.format.format(row.metrics[column.key]) for column in columns]
     cost = [
         f"{row.images_per_second:.1f}",
         f"{row.speedup:.2f}x",
-        f"{row.gflops:.2f}",
+        _three_digits(row.gflops),
         f"{100 * row.gflops_ratio:.0f} %",
     ]
     return [row.name, *quality, *cost]
@@ -166,7 +170,7 @@ def to_markdown(result: Result, columns: tuple[Column, ...] = DEPTH_COLUMNS) -> 
     device = machine["processor"] if machine["device"] == "cpu" else machine["device"]
     footer = [
         f"{result.model} on {result.dataset}, {result.num_images} images",
-        f"{device}, {machine['threads']} threads, batch {result.options['batch_size']}, {result.options['dtype']}",
+        f"{device}, threads {machine['threads']}, batch {result.options['batch_size']}, {result.options['dtype']}",
         f"torch {versions.get('torch')}, transformers {versions.get('transformers')}",
         GFLOPS_NOTE,
         *result.notes,

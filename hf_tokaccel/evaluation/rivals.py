@@ -152,20 +152,28 @@ def entries_for(
             resolved = ta.TokenClusteringConfig.from_dict(accel)
             label = setting_name(resolved if kind == "clusters" else replace(resolved, iterations=_PLAIN.iterations))
             entries.append(Entry(Variant(f"{kind} {label}", prepare(accelerated)), kind, accel, number))
-        if not rivals:
-            continue
-        target = count_gflops(Variant("", accelerated), pixel_values)
-        try:
-            scale, multiple = matching_scale(model, pixel_values, target), patch_size(model.config)
-            if scale == 1:
-                raise ValueError("the setting costs as much as the dense model")
-            small = Variant("", model, scale, multiple).size(*pixel_values.shape[-2:])
-        except (ValueError, RuntimeError) as error:
-            notes.append(f"no lower resolution for {name}: {error}")
-            continue
-        variant = Variant(f"lower resolution {small[0]}x{small[1]}", prepare(model), scale, multiple)
-        entries.append(Entry(variant, "lower resolution", None, number))
+        if rivals:
+            try:
+                variant = lower_resolution(model, pixel_values, entries[-2].variant.with_eager())
+            except (ValueError, RuntimeError) as error:  # Models with a fixed input size raise either.
+                notes.append(f"No lower resolution beside {name}: {error}")
+            else:
+                entries.append(Entry(replace(variant, model=prepare(model)), "lower resolution", None, number))
     return entries, notes
+
+
+def lower_resolution(model: nn.Module, pixel_values: Tensor, accelerated: Variant) -> Variant:
+    """The dense model at the input size whose cost is closest to that of an accelerated variant.
+
+    Raises:
+        ValueError: There is none below the full size, or the model accepts no other size (some raise RuntimeError).
+    """
+    target = count_gflops(accelerated, pixel_values)
+    variant = Variant("", model, matching_scale(model, pixel_values, target), patch_size(model.config))
+    if variant.scale == 1:
+        raise ValueError(f"its {target:.2f} GFLOPs are nearest to those of the full resolution")
+    height, width = variant.size(*pixel_values.shape[-2:])
+    return replace(variant, name=f"lower resolution {height}x{width}")
 
 
 def matching_scale(model: nn.Module, pixel_values: Tensor, gflops: float) -> float:
