@@ -281,22 +281,23 @@ def _gram_products(tiled: Tiled, x: Tensor) -> Callable[[Tensor], tuple[Tensor, 
         for dx in range(-_reach(cols) if dy else 0, _reach(cols) + 1):
             offset = dy * cols.tiles + dx
             gram = x[: total - offset] @ x[offset:].transpose(1, 2)
-            if offset and tiled.batch != 1:
-                # Without this an infinite token would reach the neighbouring image of the batch.
-                tile = torch.arange(total, device=x.device)[: total - offset] % tiled.tiles
-                gram = gram.masked_fill((tile + offset >= tiled.tiles)[:, None, None], 0)
-            pairs.append((offset, _overlap(rows, dy), _overlap(cols, dx), gram))
+            # Without this an infinite token would reach the neighbouring image of the batch.
+            tile = torch.arange(total, device=x.device)[: total - offset] % tiled.tiles
+            foreign = (tile + offset >= tiled.tiles)[:, None, None] if tiled.batch != 1 else None
+            pairs.append((offset, _overlap(rows, dy), _overlap(cols, dx), gram, foreign))
 
     def products(weights: Tensor) -> tuple[Tensor, Tensor]:
         cross = pairs[0][3] @ weights
         grid = cross.unflatten(2, (rows.block, cols.block))
         weights_grid = weights.unflatten(2, (rows.block, cols.block))
-        for offset, (y, next_y), (x, next_x), gram in pairs[1:]:
+        for offset, (y, next_y), (x, next_x), gram, foreign in pairs[1:]:
             here, there = slice(0, total - offset), slice(offset, total)
-            other = weights_grid[there, :, next_y, next_x]
-            grid[here, :, y, x] += (gram @ other.flatten(2)).view(other.shape)
-            other = weights_grid[here, :, y, x]
-            grid[there, :, next_y, next_x] += (gram.transpose(1, 2) @ other.flatten(2)).view(other.shape)
+            after, before = weights_grid[there, :, next_y, next_x], weights_grid[here, :, y, x]
+            forward, backward = gram @ after.flatten(2), gram.transpose(1, 2) @ before.flatten(2)
+            if foreign is not None:
+                forward, backward = forward.masked_fill(foreign, 0), backward.masked_fill(foreign, 0)
+            grid[here, :, y, x] += forward.view(after.shape)
+            grid[there, :, next_y, next_x] += backward.view(before.shape)
         square = tiled.sum((weights * cross).sum(1))
         return cross, tiled.gather(square)[:, None]
 

@@ -252,7 +252,7 @@ def _smallest(distances: Tensor, kept: int) -> tuple[Tensor, Tensor]:
     if kept == 1:
         return distances.min(-1, keepdim=True)
     count = distances.shape[-1]
-    size = next((size for size in (8, 7, 6, 5, 4) if count % size == 0 and count >= 4 * kept), 0)
+    size = next((size for size in (8, 7, 6, 5, 4) if count % size == 0 and count >= 3 * size * kept), 0)
     if size == 0 or distances.device.type != "cpu":
         return distances.topk(kept, largest=False, sorted=False)
     # Exact in two steps, twice as fast: the k smallest lie in the k groups with the smallest minima.
