@@ -37,7 +37,14 @@ from hf_tokaccel.evaluation import (
 from hf_tokaccel.evaluation.compare import compile_model
 from hf_tokaccel.evaluation.datasets import open_depth_dataset, open_photographs
 from hf_tokaccel.evaluation.depth_model import choose_alignment, input_size, patch_size
-from hf_tokaccel.evaluation.pictures import Panel, cluster_borders, draw_photographs, draw_scenes, relative_difference
+from hf_tokaccel.evaluation.pictures import (
+    Panel,
+    cluster_borders,
+    draw_photographs,
+    draw_scenes,
+    relative_difference,
+    thicken,
+)
 from hf_tokaccel.evaluation.rivals import default_settings, matching_scale, parse_accel
 
 
@@ -536,6 +543,16 @@ def test_cluster_borders():
     assert segments.tolist() == [[[3.5, -0.5], [3.5, 1.5]], [[3.5, 1.5], [3.5, 3.5]]]
     assert len(cluster_borders(np.zeros((3, 3), int), (6, 6))) == 0
     assert len(cluster_borders(np.arange(9).reshape(3, 3), (6, 6))) == 12
+
+
+def test_sparse_points_are_thickened_for_the_eye():
+    sparse = np.ma.masked_equal(np.zeros((9, 9)), 0)
+    sparse[4, 4], sparse[4, 5] = 2.0, 3.0
+    shown = thicken(sparse, radius=1)
+    assert shown.count() == 12
+    assert (shown[4, 4], shown[3, 3], shown[5, 6]) == (2, 2, 3)
+    dense = np.ma.masked_equal(np.array([[1.0, 0.0, 2.0]]), 0)
+    assert thicken(dense) is dense
 
 
 def panel(height, width, seed, known=True):

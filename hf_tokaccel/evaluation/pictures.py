@@ -57,13 +57,25 @@ def cluster_borders(labels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return np.concatenate([upright, flat]) - 0.5
 
 
+def thicken(values: np.ma.MaskedArray, radius: int = 2) -> np.ma.MaskedArray:
+    """Map (H, W) whose unknown pixels take the largest known value nearby: single lidar points would not be seen."""
+    known = ~np.ma.getmaskarray(values)
+    if known.mean() > 0.5:
+        return values
+    side = 2 * radius + 1
+    padded = np.pad(np.where(known, values.filled(0), -np.inf), radius, constant_values=-np.inf)
+    largest = np.lib.stride_tricks.sliding_window_view(padded, (side, side)).max((2, 3))
+    return np.ma.masked_invalid(np.where(known, values.filled(0), largest))
+
+
 def _grid(panels: Sequence[Panel], titles: Sequence[str], heading: str) -> tuple[Figure, np.ndarray]:
     """Empty axes (lines, columns) whose cells have the shape of the images."""
     ratios = [panel.image.shape[0] / panel.image.shape[1] for panel in panels]
     columns, mean = len(titles), sum(ratios) / len(ratios)
+    cell = _CELL * min(max(mean**-0.5, 1), 1.5)  # Wide images, as those of KITTI, would be mere strips.
     # Inches: the cells with gaps between them, room for headings above and colour bars below.
-    width = _CELL * columns + _GAP * (columns - 1) + 2 * _GAP
-    height = _CELL * sum(ratios) + _GAP * (len(panels) - 1) + _HEAD + _FOOT
+    width = cell * columns + _GAP * (columns + 1)
+    height = cell * sum(ratios) + _GAP * (len(panels) - 1) + _HEAD + _FOOT
     figure = Figure(figsize=(width, height), dpi=200)
     FigureCanvasAgg(figure)
     grid = {
@@ -72,12 +84,12 @@ def _grid(panels: Sequence[Panel], titles: Sequence[str], heading: str) -> tuple
         "right": 1 - _GAP / width,
         "bottom": _FOOT / height,
         "top": 1 - _HEAD / height,
-        "wspace": _GAP / _CELL,
-        "hspace": _GAP / (_CELL * mean),
+        "wspace": _GAP / cell,
+        "hspace": _GAP / (cell * mean),
     }
     axes = figure.subplots(len(panels), columns, squeeze=False, gridspec_kw=grid)
     for axis in axes.flat:
-        axis.set(xticks=[], yticks=[])
+        axis.set(xticks=[], yticks=[], facecolor="0.85")
         axis.spines[:].set_visible(False)
     for axis, title in zip(axes[0], titles, strict=True):
         axis.set_title(title, fontsize=8, pad=4)
@@ -133,10 +145,10 @@ def draw_scenes(panels: Sequence[Panel], path: str | Path, *, heading: str = "",
     error_norm = Normalize(0, max(_percentile([e.compressed() for pair in errors for e in pair], 98), 1e-6))
     for line, panel, truth, pair, error in zip(axes, panels, truths, predictions, errors, strict=True):
         line[0].imshow(panel.image)
-        for axis, values in zip(line[1:4], (truth, *pair), strict=True):
+        for axis, values in zip(line[1:4], (thicken(truth), *pair), strict=True):
             axis.imshow(values, cmap=DEPTH_COLOURS, norm=depth_norm)
         for axis, values in zip(line[4:6], error, strict=True):
-            axis.imshow(values, cmap=ERROR_COLOURS, norm=error_norm)
+            axis.imshow(thicken(values), cmap=ERROR_COLOURS, norm=error_norm)
         _show_clusters(line[6], panel)
     _colour_bar(figure, axes[-1, 1:4], DEPTH_COLOURS, depth_norm, "depth [m]")
     _colour_bar(figure, axes[-1, 4:6], ERROR_COLOURS, error_norm, "|predicted - true| / true")
