@@ -315,6 +315,9 @@ class FakeProcess:
     def cmdline(self):
         return self.words
 
+    def environ(self):
+        return {}
+
 
 @pytest.mark.parametrize("flag", [["--num_processes", "2"], ["--num-processes=2"]])
 def test_a_launcher_that_starts_too_few_processes_is_refused(monkeypatch, flag):
@@ -336,6 +339,20 @@ def test_other_parents_and_configs(monkeypatch):
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
     with pytest.warns(UserWarning, match="only one is running"):
         make_accelerator(cpu=True)
+
+
+def test_cores_left_idle_by_the_launcher_are_used(monkeypatch):
+    monkeypatch.setattr(psutil, "Process", lambda: FakeProcess(["accelerate", "launch", "x.py"]))
+    monkeypatch.setattr(loop, "available_cores", lambda: 6)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    chosen = []
+    monkeypatch.setattr(torch, "set_num_threads", chosen.append)
+    make_accelerator(cpu=True)
+    assert chosen == [3]
+    monkeypatch.setattr(FakeProcess, "environ", lambda self: {"OMP_NUM_THREADS": "1"})  # the user's own choice
+    make_accelerator(cpu=True)
+    assert chosen == [3]
 
 
 # Speed

@@ -32,6 +32,11 @@ def _processor() -> str:
     return platform.processor() or platform.machine()
 
 
+def available_cores() -> int:
+    """Processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def git_commit() -> dict[str, str | bool] | None:
     """Commit of the source tree that this package was imported from, and whether tracked files differ from it."""
     here = Path(__file__).resolve().parent
@@ -55,7 +60,7 @@ def describe_environment(device: torch.device | str = "cpu") -> dict:
     device = torch.device(device)
     machine = {
         "processor": _processor(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": available_cores(),
         "threads": torch.get_num_threads(),
         "system": platform.platform(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,

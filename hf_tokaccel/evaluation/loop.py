@@ -20,6 +20,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+from .environment import available_cores
+
 
 class Task(Protocol):
     """What the loop must know about a dense-prediction task."""
@@ -101,7 +103,7 @@ class EncodedDataset(Dataset):
 
 
 def make_accelerator(cpu: bool = False) -> Accelerator:
-    """Accelerator whose data loaders give every sample to exactly one process.
+    """Accelerator whose data loaders give every sample to exactly one process; on CPUs the processes share all cores.
 
     Raises:
         ValueError: The launcher was asked for several processes but started one, as
@@ -117,7 +119,22 @@ def make_accelerator(cpu: bool = False) -> Accelerator:
     # The simple launcher sets a rendezvous address, but no rank, when its config file asks for several processes.
     if "ACCELERATE_MIXED_PRECISION" in os.environ and "MASTER_ADDR" in os.environ and accelerator.num_processes == 1:
         warnings.warn("the launcher prepared for several processes, but only one is running", stacklevel=2)
+    if accelerator.device.type == "cpu" and _launcher_set_threads():
+        torch.set_num_threads(max(available_cores() // local_processes(), 1))
     return accelerator
+
+
+def local_processes() -> int:
+    """Processes of this run on this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+
+
+def _launcher_set_threads() -> bool:
+    """Whether the launcher above us, and not the user, chose the number of threads: always one, which wastes cores."""
+    try:
+        return "OMP_NUM_THREADS" in os.environ and "OMP_NUM_THREADS" not in psutil.Process().parent().environ()
+    except (psutil.Error, AttributeError):
+        return False
 
 
 def _launched_processes() -> int:
