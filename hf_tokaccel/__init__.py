@@ -1,9 +1,9 @@
 """Token clustering for dense prediction with vision transformers of Hugging Face Transformers, without retraining."""
 
-from . import models as _models  # registers the tokaccel_* types
+from . import models as _models  # noqa: F401  registers the tokaccel_* types
 from .auto import accelerate, accelerate_config, to_native, to_native_config
 from .configuration import TokenClusteringConfig
-from .registry import FAMILIES
+from .registry import FAMILIES, support_table
 from .track import observe_clusters
 from .version import __version__
 
@@ -14,6 +14,7 @@ __all__ = [
     "accelerate",
     "accelerate_config",
     "observe_clusters",
+    "support_table",
     "to_native",
     "to_native_config",
 ]

@@ -24,7 +24,7 @@ def transplant(template: nn.Module, source: nn.Module, configs: dict[int, PreTra
     """Fills `template` with the parameters, buffers and children of `source`.
 
     The result and `source` share tensors but no module objects, so that settings of one (attention implementation,
-    hooks, train or eval) leave the other alone. Children keep the class that `source` gives them (quantised, LoRA, ...),
+    hooks, train or eval) leave the other alone. Children keep the class that `source` gives them (quantised, LoRA),
     except where the template puts a class of its own.
 
     Args:

@@ -1,20 +1,24 @@
 """The one place that enters a host model: grafting, the forward decorators and saving.
 
-A model family is described by subclasses of the host's own classes with a few class attributes (`AcceleratedModel`) and
-by wrapping the host's forwards, never by copying them:
+A model family is described by subclasses of the host's own classes with a few class attributes (`AcceleratedModel`)
+and by wrapping the host's forwards, never by copying them:
 
 - `enter` wraps the forward that sees the image: it starts the `TokenTrack` of the pass and hands it down as a keyword.
 - `record` wraps the forward that returns hidden states, so that those are full-size.
+- `loop` wraps the forward of an encoder whose loop passes no keywords on to the blocks.
 - `read` wraps the forward of a head: it says which hidden states the head reads, so that only those are rebuilt.
 """
 
 import functools
 import inspect
+import operator
 from collections.abc import Callable, Collection
 from typing import Any
 
 import torch
 from torch import nn
+from transformers.modeling_outputs import BaseModelOutput
+from transformers.utils.output_capturing import capture_outputs
 
 from . import hub
 from .configuration import TokenClusteringConfig
@@ -109,7 +113,8 @@ def image_grid(model: nn.Module, pixel_values: torch.Tensor) -> tuple[int, int]:
             f"image size {tuple(sides)} is not valid: while accelerated, height and width must be multiples of the "
             f"patch size {patch}, for example {nearest}; or switch acceleration off with accelerate(model, None)."
         )
-    return tuple(side // step for side, step in zip(sides, patch, strict=True))
+    # Constants even where torch.compile made the image size symbolic: each size gets a graph of its own.
+    return tuple(operator.index(side // step) for side, step in zip(sides, patch, strict=True))
 
 
 def enter(native_forward: Callable, reads: Callable[[Any], Collection[int]] | None = None) -> Callable:
@@ -176,6 +181,32 @@ def record(native_forward: Callable) -> Callable:
             states = {"hidden_states": tuple(track.hidden_states)}
             output = type(output)(**{**output, **states})
         return output if return_dict else output.to_tuple()
+
+    return forward
+
+
+def loop(native_forward: Callable, layers: str = "layer", *, captures: bool = False) -> Callable:
+    """Wraps the forward of an encoder whose own loop, in some supported version, passes no keywords on to the blocks.
+
+    Args:
+        native_forward: the encoder's method; it serves where nothing is accelerated.
+        layers: name of the list of blocks.
+        captures: whether Transformers records attentions at this encoder rather than at the model around it.
+    """
+
+    def run_blocks(self, hidden_states, accel_track, **kwargs):
+        for layer in getattr(self, layers):
+            hidden_states = layer(hidden_states, accel_track=accel_track)
+        return BaseModelOutput(last_hidden_state=hidden_states)
+
+    if captures:
+        run_blocks = capture_outputs(run_blocks, tie_last_hidden_states=False)
+
+    @functools.wraps(native_forward)
+    def forward(self, hidden_states, *args, **kwargs):
+        if kwargs.get("accel_track") is None:
+            return native_forward(self, hidden_states, *args, **kwargs)
+        return run_blocks(self, hidden_states, **kwargs)
 
     return forward
 

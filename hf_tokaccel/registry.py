@@ -128,3 +128,12 @@ def unsupported(what: str) -> ValueError:
         "backbone_config is one of these with a Backbone class. For example load a 'dpt' or 'depth_anything' "
         "checkpoint, or describe the new family in one file: see 'Adding a family' in README.md."
     )
+
+
+def support_table() -> str:
+    """The supported families as a Markdown table; README and docs show it as printed here."""
+    lines = ["| model type | classes | notes |", "| --- | --- | --- |"]
+    for name, family in sorted(FAMILIES.items()):
+        classes = ", ".join(f"`{cls.__name__}`" for cls in family.models)
+        lines.append(f"| `{name}` | {classes} | {family.note} |")
+    return "\n".join(lines)

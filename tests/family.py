@@ -174,7 +174,9 @@ class FamilyTester:
     @pytest.mark.parametrize("legacy", [True, False], ids=["legacy_keys", "new_keys"])
     def test_native_checkpoint_loads(self, model, tmp_path, legacy):
         model.save_pretrained(tmp_path, save_original_format=legacy)
-        assert any((self.legacy_key if legacy else self.new_key) in key for key in keys_of(tmp_path))
+        # Older versions of Transformers have not renamed every family's modules yet: their new keys are the legacy ones.
+        expected = [self.legacy_key] if legacy else [self.new_key, self.legacy_key]
+        assert any(name in key for key in keys_of(tmp_path) for name in expected)
         native_config = type(model.config).from_pretrained(tmp_path)
         loaded, info = self.auto.from_pretrained(
             tmp_path, config=ta.accelerate_config(native_config, self.accel), output_loading_info=True
@@ -246,6 +248,7 @@ class FamilyTester:
     # 7: graphs
 
     def test_compiles_without_graph_break(self, fast):
+        torch._dynamo.reset()  # its limit of recompilations counts those of all the tests before
         compiled = torch.compile(fast, fullgraph=True, backend="aot_eager")
         self.assert_close(self.run(compiled, self.images()), self.run(fast, self.images()))
 

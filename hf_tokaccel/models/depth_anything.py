@@ -22,4 +22,4 @@ class TokAccelDepthAnythingForDepthEstimation(AcceleratedModel, DepthAnythingFor
     accel_parts = ("backbone",)
 
 
-register_family(TokAccelDepthAnythingConfig, (TokAccelDepthAnythingForDepthEstimation,))
+register_family(TokAccelDepthAnythingConfig, (TokAccelDepthAnythingForDepthEstimation,), note="v1, v2 and metric")

@@ -4,7 +4,7 @@ from transformers import Dinov2Backbone, Dinov2Config, Dinov2ForImageClassificat
 from transformers.models.dinov2.modeling_dinov2 import Dinov2Encoder
 
 from ..configs import AcceleratedConfig
-from ..modeling import AcceleratedModel, enter, read, record
+from ..modeling import AcceleratedModel, enter, loop, read, record
 from ..registry import register_family
 
 
@@ -22,7 +22,7 @@ class TokAccelDinov2Config(AcceleratedConfig, Dinov2Config):
 class TokAccelDinov2Encoder(AcceleratedModel, Dinov2Encoder):
     accel_layers = "layer"
     accel_norm = "norm1"
-    forward = record(Dinov2Encoder.forward)
+    forward = record(loop(Dinov2Encoder.forward, captures=True))
 
 
 class TokAccelDinov2Model(AcceleratedModel, Dinov2Model):
@@ -49,4 +49,5 @@ register_family(
     TokAccelDinov2Config,
     (TokAccelDinov2Model, TokAccelDinov2ForImageClassification, TokAccelDinov2Backbone),
     parts=(TokAccelDinov2Encoder,),
+    note="and every AutoBackbone head on it, such as UperNet",
 )

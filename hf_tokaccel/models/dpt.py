@@ -2,13 +2,11 @@
 
 from typing import Any
 
-import torch
 from transformers import DPTConfig, DPTForDepthEstimation, DPTForSemanticSegmentation, DPTModel, PreTrainedConfig
-from transformers.modeling_outputs import BaseModelOutput
 from transformers.models.dpt.modeling_dpt import DPTViTEncoder
 
 from ..configs import AcceleratedConfig
-from ..modeling import AcceleratedModel, enter, read, record
+from ..modeling import AcceleratedModel, enter, loop, read, record
 from ..registry import FAMILIES, register_family, unsupported
 
 
@@ -32,14 +30,7 @@ class TokAccelDPTConfig(AcceleratedConfig, DPTConfig):
 
 
 class TokAccelDPTViTEncoder(DPTViTEncoder):
-    """Modification: hands the track to the blocks, which the native loop calls without keywords."""
-
-    def forward(self, hidden_states: torch.Tensor, accel_track: Any = None, **kwargs: Any) -> BaseModelOutput:
-        if accel_track is None:
-            return super().forward(hidden_states, **kwargs)
-        for layer in self.layer:
-            hidden_states = layer(hidden_states, accel_track=accel_track)
-        return BaseModelOutput(last_hidden_state=hidden_states)
+    forward = loop(DPTViTEncoder.forward)
 
 
 class TokAccelDPTModel(AcceleratedModel, DPTModel):
@@ -74,4 +65,5 @@ register_family(
     TokAccelDPTConfig,
     (TokAccelDPTModel, TokAccelDPTForDepthEstimation, TokAccelDPTForSemanticSegmentation),
     parts=(TokAccelDPTViTEncoder,),
+    note="own ViT, hybrid, or DINOv2 backbone; released expansion: nearest",
 )

@@ -103,4 +103,5 @@ register_family(
         TokAccelViTForMaskedImageModeling,
         TokAccelViTBackbone,
     ),
+    note="the Backbone is ours; classification reconstructs nothing",
 )

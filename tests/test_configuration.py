@@ -1,0 +1,80 @@
+import dataclasses
+import json
+
+import pytest
+
+from hf_tokaccel import TokenClusteringConfig
+
+GOOD = {"cluster_after": 6, "cluster_grid": (16, 16)}
+
+
+def test_is_frozen_and_survives_json():
+    setting = TokenClusteringConfig(**GOOD, reconstruct_after=11, expansion="delta", neighbor_window=7)
+    assert TokenClusteringConfig.from_dict(json.loads(json.dumps(setting.to_dict()))) == setting
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        setting.window = 7
+
+
+def test_one_side_is_a_square():
+    assert TokenClusteringConfig(cluster_after=6, cluster_grid=16).cluster_grid == (16, 16)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "works"),
+    [
+        ("cluster_after", -1, "cluster_after=6"),
+        ("cluster_after", 1.5, "cluster_after=6"),
+        ("cluster_after", True, "cluster_after=6"),
+        ("cluster_grid", (16,), r"cluster_grid=\(16, 16\)"),
+        ("cluster_grid", (16, -1), r"cluster_grid=\(16, 16\)"),
+        ("cluster_grid", "16x16", r"cluster_grid=\(16, 16\)"),
+        ("reconstruct_after", 6, "reconstruct_after=7"),
+        ("iterations", -1, "iterations=5"),
+        ("inverse_temperature", 0, "inverse_temperature='auto'"),
+        ("inverse_temperature", "warm", "inverse_temperature='auto'"),
+        ("window", 4, "window=5"),
+        ("window", 0, "window=5"),
+        ("neighbors", 0, "neighbors=20"),
+        ("neighbors", -2, "neighbors=20"),
+        ("neighbor_window", 6, "neighbor_window=7"),
+        ("normalization", "l3", "normalization='l1'"),
+        ("expansion", "hard", "expansion='soft'"),
+        ("similarity_on", "keys", "similarity_on='tokens'"),
+        ("method", "merging", "method='token_clustering'"),
+    ],
+)
+def test_every_bad_value_is_named_with_one_that_works(name, value, works):
+    with pytest.raises(ValueError, match=f"{name}=.*must be .*for example {works}"):
+        TokenClusteringConfig(**{**GOOD, name: value})
+
+
+def test_delta_refuses_weights_that_do_not_sum_to_one():
+    with pytest.raises(ValueError, match="'l1' when expansion='delta'"):
+        TokenClusteringConfig(**GOOD, expansion="delta", normalization="l2")
+
+
+def test_unknown_and_missing_keys_are_named():
+    with pytest.raises(ValueError, match=r"unknown keys \['clusters'\] .*written by hf_tokaccel 9\.9"):
+        TokenClusteringConfig.from_dict({**GOOD, "clusters": 4, "version": "9.9"})
+    with pytest.raises(ValueError, match=r"lacks \['cluster_grid'\]"):
+        TokenClusteringConfig.from_dict({"cluster_after": 6})
+
+
+@pytest.mark.parametrize(
+    ("given", "expansion", "normalization"),
+    [
+        ({}, "nearest", "l2"),
+        ({"expansion": "soft"}, "soft", "l2"),
+        ({"expansion": "delta"}, "delta", "l1"),
+        ({"normalization": "l1"}, "nearest", "l1"),
+    ],
+)
+def test_what_is_left_open_follows_the_family(given, expansion, normalization):
+    resolved = TokenClusteringConfig(**GOOD, **given).resolve("nearest", "l2")
+    assert (resolved.expansion, resolved.normalization) == (expansion, normalization)
+
+
+def test_a_grid_that_does_not_fit_is_refused_with_one_that_does():
+    TokenClusteringConfig(cluster_after=4, cluster_grid=(28, 28)).check_grid((22, 76))  # KITTI: taller than the tokens
+    with pytest.raises(ValueError, match=r"22 x 22 = 484, not 784.*cluster_grid=\(15, 15\)"):
+        TokenClusteringConfig(cluster_after=4, cluster_grid=(28, 28)).check_grid((22, 22))
