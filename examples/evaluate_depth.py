@@ -21,7 +21,7 @@ from hf_tokaccel.evaluation.compare import compare, compile_model, first_batch
 from hf_tokaccel.evaluation.datasets import DepthDataset, open_depth_dataset, open_photographs
 from hf_tokaccel.evaluation.depth_model import DTYPES, DepthTask, choose_alignment, input_size, load_depth_model
 from hf_tokaccel.evaluation.pictures import draw_photographs, draw_scenes, relative_difference
-from hf_tokaccel.evaluation.rivals import default_settings, entries_for, parse_accel
+from hf_tokaccel.evaluation.rivals import default_settings, entries_for, parse_accels
 
 PHOTOGRAPH_SETTING = slice(5, 6)  # of the default settings: the middle one with delta expansion
 
@@ -64,7 +64,7 @@ class Job:
                     f"--{name.replace('_', '-')} {value} must be at least {least}, for example {least + 4}"
                 )
         self.args = args
-        settings = None if args.accel is None else [parse_accel(text) for text in args.accel if text != "none"]
+        settings = None if args.accel is None else parse_accels(args.accel)
         self.accelerator = make_accelerator(args.cpu)
         set_seed(args.seed)
         self.name = args.model or "reference depth model"

@@ -13,7 +13,22 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import DPTConfig, DPTForDepthEstimation, DPTImageProcessor, ViTConfig
+from transformers import (
+    BeitConfig,
+    DepthAnythingConfig,
+    DepthAnythingForDepthEstimation,
+    Dinov2Config,
+    DPTConfig,
+    DPTForDepthEstimation,
+    DPTImageProcessor,
+    GLPNConfig,
+    GLPNForDepthEstimation,
+    GLPNImageProcessor,
+    ViTConfig,
+    ZoeDepthConfig,
+    ZoeDepthForDepthEstimation,
+    ZoeDepthImageProcessor,
+)
 
 import hf_tokaccel as ta
 from hf_tokaccel.evaluation import DEPTH_METRICS, Result
@@ -199,6 +214,52 @@ def test_relative_models_are_aligned_by_default(evaluate, tmp_path):
     assert (result.protocol["alignment"], result.protocol["inverse"]) == ("scale_shift", True)
 
 
+def tiny_glpn():
+    sizes = {"hidden_sizes": [8, 8, 16, 16], "depths": [1] * 4, "num_attention_heads": [1, 1, 2, 2]}
+    return GLPNForDepthEstimation(
+        GLPNConfig(**sizes, decoder_hidden_size=8, initializer_range=0.3)
+    ), GLPNImageProcessor()
+
+
+def tiny_zoedepth():
+    backbone = BeitConfig(**TINY, image_size=64, patch_size=16, **TAPS, use_relative_position_bias=True)
+    heads = {"patch_transformer_hidden_size": 16, "patch_transformer_intermediate_size": 32}
+    bins = {"bottleneck_features": 8, "bin_embedding_dim": 8, "num_relative_features": 8}
+    config = ZoeDepthConfig(backbone_config=backbone, **HEAD, **heads, **bins)
+    return ZoeDepthForDepthEstimation(config), ZoeDepthImageProcessor(size={"height": 64, "width": 64})
+
+
+def tiny_depth_anything():
+    backbone = Dinov2Config(**TINY, image_size=70, patch_size=14, **TAPS)
+    config = DepthAnythingConfig(backbone_config=backbone, reassemble_hidden_size=16, **HEAD, initializer_range=0.3)
+    return DepthAnythingForDepthEstimation(config), DPTImageProcessor(
+        size={"height": 70, "width": 70}, keep_aspect_ratio=True, ensure_multiple_of=14
+    )
+
+
+TINY = {"hidden_size": 16, "num_hidden_layers": 4, "num_attention_heads": 2, "intermediate_size": 32}
+TAPS = {"out_features": ["stage1", "stage2", "stage3", "stage4"], "reshape_hidden_states": False}
+HEAD = {"neck_hidden_sizes": [4, 4, 8, 8], "fusion_hidden_size": 8}
+
+
+@pytest.mark.parametrize(
+    ("make", "accel", "alignment"),
+    [(tiny_glpn, "none", "none"), (tiny_zoedepth, "none", "none"), (tiny_depth_anything, ACCEL, "scale_shift")],
+)
+def test_other_depth_models(evaluate, tmp_path, make, accel, alignment):
+    torch.manual_seed(0)
+    model, processor = make()
+    for part in (model, processor):
+        part.save_pretrained(tmp_path / "model")
+    # Two images of different shapes: an image processor that keeps the aspect ratio makes them different inputs.
+    save_pair(tmp_path / "data", ("rgb/0.png", "depth/0.png"), (60, 100), 256, 0)
+    save_pair(tmp_path / "data", ("rgb/1.png", "depth/1.png"), (64, 64), 256, 1)
+    result = evaluate("--model", str(tmp_path / "model"), "--dataset", f"kitti:{tmp_path / 'data'}", "--accel", accel)
+    assert np.isfinite(quality(result)).all()
+    assert result.protocol["alignment"] == alignment
+    assert any(row.kind == "clusters" for row in result.rows) == (accel != "none")
+
+
 def test_an_accelerated_folder_is_measured_at_its_own_setting(evaluate, tmp_path, model_folder):
     setting = ta.TokenClusteringConfig(cluster_after=2, cluster_grid=(3, 2), expansion="soft")
     folder = save(ta.accelerate(DPTForDepthEstimation.from_pretrained(model_folder), setting), tmp_path / "fast")
@@ -242,6 +303,7 @@ def test_two_processes_give_the_same_metrics(main, model_folder, tmp_path):
         (["--accel", "cluster_after=1,cluster_grid=3x3,colour=red"], "colour"),
         (["--accel", "cluster_after=9,cluster_grid=3x3"], "cluster_after=9"),
         (["--accel", "cluster_after=1,cluster_grid=9x9"], "cluster_grid"),
+        (["--accel", "none", "--accel", ACCEL], "accel none stands alone"),
         (["--alignment", "best"], "alignment='best' must be one of auto, none, scale, scale_shift"),
         (["--model", "/no/such/model"], "'/no/such/model' cannot be loaded"),
         (["--compile", "fastest"], "backend 'fastest'"),

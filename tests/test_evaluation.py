@@ -333,7 +333,9 @@ def test_a_launcher_that_starts_too_few_processes_is_refused(monkeypatch, flag):
 def test_other_parents_and_configs(monkeypatch):
     monkeypatch.setattr(psutil, "Process", lambda: FakeProcess(["bash", "--num_processes", "2"]))
     make_accelerator(cpu=True)
-    monkeypatch.setattr(psutil, "Process", lambda: FakeProcess(["accelerate-launch", "x.py", "--num_processes"]))
+    monkeypatch.setattr(
+        psutil, "Process", lambda: FakeProcess(["python", "bin/accelerate-launch", "x.py", "--num_processes"])
+    )
     assert loop._launched_processes() == 1
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
@@ -351,6 +353,8 @@ def test_cores_left_idle_by_the_launcher_are_used(monkeypatch):
     make_accelerator(cpu=True)
     assert chosen == [3]
     monkeypatch.setattr(FakeProcess, "environ", lambda self: {"OMP_NUM_THREADS": "1"})  # the user's own choice
+    make_accelerator(cpu=True)
+    monkeypatch.setattr(psutil, "Process", lambda: FakeProcess(["bash"]))
     make_accelerator(cpu=True)
     assert chosen == [3]
 

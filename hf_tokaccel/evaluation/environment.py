@@ -63,6 +63,7 @@ def describe_environment(device: torch.device | str = "cpu") -> dict:
         "cores": available_cores(),
         "threads": torch.get_num_threads(),
         "system": platform.platform(),
+        "load_average": [round(load, 2) for load in os.getloadavg()] if hasattr(os, "getloadavg") else None,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
     }
     return {

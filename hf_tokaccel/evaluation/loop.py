@@ -10,6 +10,7 @@ import os
 import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Protocol
 
 import psutil
@@ -129,22 +130,30 @@ def local_processes() -> int:
     return int(os.environ.get("LOCAL_WORLD_SIZE", 1))
 
 
-def _launcher_set_threads() -> bool:
-    """Whether the launcher above us, and not the user, chose the number of threads: always one, which wastes cores."""
+def _launcher() -> psutil.Process | None:
+    """The accelerate or torch launcher that started this process, if one did."""
     try:
-        return "OMP_NUM_THREADS" in os.environ and "OMP_NUM_THREADS" not in psutil.Process().parent().environ()
-    except (psutil.Error, AttributeError):
+        parent = psutil.Process().parent()
+        words = parent.cmdline() if parent else []
+    except psutil.Error:
+        return None
+    names = {Path(word).name for word in words[:4]}
+    return parent if names & {"accelerate", "accelerate-launch", "torchrun", "accelerate.commands.launch"} else None
+
+
+def _launcher_set_threads() -> bool:
+    """Whether a launcher, and not the user, chose the number of threads: always one, which wastes cores."""
+    launcher = _launcher()
+    try:
+        return launcher is not None and "OMP_NUM_THREADS" not in launcher.environ()
+    except psutil.Error:
         return False
 
 
 def _launched_processes() -> int:
-    """Number after `--num_processes` on the command line of the accelerate launcher above us, or 1."""
-    try:
-        words = psutil.Process().parent().cmdline()
-    except (psutil.Error, AttributeError):
-        return 1
-    if "launch" not in words and not any(word.endswith("accelerate-launch") for word in words):
-        return 1
+    """Number after `--num_processes` on the command line of the launcher above us, or 1."""
+    launcher = _launcher()
+    words = launcher.cmdline() if launcher else []
     for i, word in enumerate(words):
         flag, _, value = word.replace("-", "_").partition("=")
         if flag == "__num_processes":

@@ -61,6 +61,15 @@ def parse_accel(text: str) -> ta.TokenClusteringConfig:
     return ta.TokenClusteringConfig.from_dict(values)
 
 
+def parse_accels(texts: Sequence[str]) -> list[ta.TokenClusteringConfig]:
+    """Settings from several texts as `parse_accel` reads them; `none` alone means the dense model alone."""
+    if "none" in texts and len(texts) > 1:
+        raise ValueError(
+            "accel none stands alone: the dense model is always a row; leave it out beside other settings"
+        )
+    return [parse_accel(text) for text in texts if text != "none"]
+
+
 def _parse_value(text: str):
     height, x, width = text.partition("x")
     if x and height.isdigit() and width.isdigit():
