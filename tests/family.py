@@ -174,7 +174,7 @@ class FamilyTester:
     @pytest.mark.parametrize("legacy", [True, False], ids=["legacy_keys", "new_keys"])
     def test_native_checkpoint_loads(self, model, tmp_path, legacy):
         model.save_pretrained(tmp_path, save_original_format=legacy)
-        # Older versions of Transformers have not renamed every family's modules yet: their new keys are the legacy ones.
+        # Older versions of Transformers have not renamed every family yet: their new keys are the legacy ones.
         expected = [self.legacy_key] if legacy else [self.new_key, self.legacy_key]
         assert any(name in key for key in keys_of(tmp_path) for name in expected)
         native_config = type(model.config).from_pretrained(tmp_path)

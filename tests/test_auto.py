@@ -101,7 +101,7 @@ def test_what_is_no_model_is_refused():
 def test_a_setting_assigned_later_is_checked_too():
     config = ta.accelerate_config(ViTTester().config(), ACCEL)
     before = dict(config.accel)
-    with pytest.raises(ValueError, match="cluster_after=4 .*between 0 and 3"):
+    with pytest.raises(ValueError, match=r"cluster_after=4 .*between 0 and 3"):
         config.accel = {**ACCEL, "cluster_after": 4}
     assert config.accel == before
 
@@ -223,7 +223,7 @@ def test_observation_is_per_thread_and_gives_the_map():
     assert seen[0].grid == (8, 8)
     labels = seen[0].labels()
     assert labels.shape == (2, 8, 8)
-    assert 0 <= labels.min()
+    assert labels.min() >= 0
     assert labels.max() < 16
 
 

@@ -1,0 +1,79 @@
+"""README's snippets are run, its commands are those of CI, and its family is a family."""
+
+import re
+import shutil
+import sys
+import types
+from pathlib import Path
+
+import pytest
+from family import FamilyTester
+from transformers import AutoModel, IJepaConfig, IJepaModel
+
+import hf_tokaccel as ta
+from hf_tokaccel.reference import reference_model_path
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+def snippets(heading):
+    section = README.split(f"## {heading}\n")[1].split("\n## ")[0]
+    return re.findall(r"```python\n(.*?)```", section, re.DOTALL)
+
+
+def test_quick_start(tmp_path, monkeypatch, capsys):
+    """With a stand-in of the Hub's model, since nothing can be fetched here."""
+    (code,) = snippets("Use it")
+    folder = tmp_path / "Intel" / "dpt-large"
+    shutil.copytree(reference_model_path("depth"), folder)
+    monkeypatch.chdir(tmp_path)
+    exec(compile(code, "README.md", "exec"), {})
+    assert "torch.Size" in capsys.readouterr().out
+    assert (tmp_path / "dpt-large-tokaccel" / "tokaccel_hub.py").exists()
+
+
+@pytest.fixture(scope="module")
+def ijepa():
+    """The module under 'Adding a family', put where a new file would be."""
+    (code,) = snippets("Adding a family")
+    assert len(code.splitlines()) <= 40
+    module = types.ModuleType("hf_tokaccel.models.ijepa")
+    module.__package__ = "hf_tokaccel.models"
+    sys.modules[module.__name__] = module
+    exec(compile(code, "README.md", "exec"), module.__dict__)
+    yield
+    ta.FAMILIES.pop("ijepa")
+
+
+@pytest.mark.usefixtures("ijepa")
+class TestIJepaFromReadme(FamilyTester):
+    """One file is enough: the whole shared tester passes on it."""
+
+    native, auto = IJepaModel, AutoModel
+    legacy_key = "encoder.layer.0.attention.attention.query.weight"
+    new_key = "layers.0.attention.q_proj.weight"
+    other_size = None
+    test_fresh_process_with_and_without_the_package_imported = None  # a file that is not installed cannot be imported
+
+    def config(self):
+        return IJepaConfig(
+            image_size=32,
+            patch_size=4,
+            hidden_size=32,
+            num_hidden_layers=4,
+            num_attention_heads=2,
+            intermediate_size=64,
+            initializer_range=0.2,
+        )
+
+
+def test_commands_are_those_that_ci_runs():
+    commands = re.findall(r"```bash\n(.*?)```", README, re.DOTALL)[:2]
+    assert "examples/evaluate_depth.py" in commands[0]
+    assert "pytest" in commands[1]
+    assert "README.md" in (ROOT / ".ci" / "run").read_text()
+
+
+def test_support_table_is_that_of_the_registry():
+    assert ta.support_table() in README
