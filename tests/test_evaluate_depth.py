@@ -97,7 +97,7 @@ def test_default_rows_on_scenes(evaluate, tmp_path, capsys):
     kinds = [row.kind for row in result.rows]
     assert kinds[0] == "dense"
     assert kinds.count("clusters") == 9
-    assert kinds.count("grid pooling") == 3
+    assert kinds.count("grid pooling") == 6
     assert {row.accel["expansion"] for row in result.rows if row.kind == "clusters"} == {"nearest", "soft", "delta"}
     assert all(row.accel["iterations"] == 0 for row in result.rows if row.kind == "grid pooling")
     lower = [row for row in result.rows if row.kind == "lower resolution"]

@@ -152,9 +152,9 @@ def to_table(result: Result, columns: tuple[Column, ...] = DEPTH_COLUMNS) -> Tab
         title_justify="left",
         padding=(0, 1),
     )
-    table.add_column("model", no_wrap=True)
+    table.add_column("model", overflow="fold")  # On a narrow terminal names wrap, and numbers stay whole.
     for heading in (*(column.heading for column in columns), *_COST_HEADINGS):
-        table.add_column(heading, justify="right", no_wrap=True)
+        table.add_column(heading, justify="right", no_wrap=True, min_width=len(heading))
     for i, row in enumerate(result.rows):
         last_of_group = i + 1 == len(result.rows) or result.rows[i + 1].group != row.group
         style = "bold" if row.kind == "dense" else "dim" if row.kind != "clusters" else None

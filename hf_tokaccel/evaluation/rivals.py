@@ -154,8 +154,10 @@ def entries_for(
     for setting in settings:
         groups.setdefault(group_name(setting), []).append(setting)
     for number, (name, members) in enumerate(groups.items(), start=1):
-        pooled = replace(members[-1], iterations=0)
-        for kind, setting in [("clusters", s) for s in members] + [("grid pooling", pooled)] * rivals:
+        # With the plainest and the best expansion: what the clusters add must show beside what the expansion adds.
+        pooled = [replace(setting, iterations=0) for setting in dict.fromkeys((members[0], members[-1]))]
+        clustered = len(entries) + len(members) - 1
+        for kind, setting in [("clusters", s) for s in members] + [("grid pooling", s) for s in pooled] * rivals:
             accelerated = ta.accelerate(model, setting, image_size)
             accel = stored_accel(accelerated.config)  # The model's family has filled in what the setting leaves open.
             resolved = ta.TokenClusteringConfig.from_dict(accel)
@@ -163,7 +165,7 @@ def entries_for(
             entries.append(Entry(Variant(f"{kind} {label}", prepare(accelerated)), kind, accel, number))
         if rivals:
             try:
-                variant = lower_resolution(model, pixel_values, entries[-2].variant.with_eager())
+                variant = lower_resolution(model, pixel_values, entries[clustered].variant.with_eager())
             except (ValueError, RuntimeError) as error:  # Models with a fixed input size raise either.
                 notes.append(f"No lower resolution beside {name}: {error}")
             else:
