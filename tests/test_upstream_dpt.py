@@ -2,6 +2,7 @@
 
 from unittest import TestCase
 
+from family import ACCEL
 from transformers import BitConfig, DPTConfig, DPTForDepthEstimation, DPTForSemanticSegmentation, DPTModel
 from upstream import AcceleratedModelTests, ModelTests
 
@@ -34,7 +35,9 @@ class DPTFamily:
 
 
 class DPTHybridFamily(DPTFamily):
-    image_size, patch_size = 128, 16
+    # The stem leaves 4 x 4 tokens.
+    image_size, patch_size = 64, 16
+    accel = {**ACCEL, "cluster_grid": [2, 2]}
 
     def native_config(self):
         backbone = BitConfig(
@@ -50,9 +53,9 @@ class DPTHybridFamily(DPTFamily):
         return super().native_config(
             is_hybrid=True,
             backbone_config=backbone,
-            backbone_featmap_shape=[1, 64, 8, 8],
+            backbone_featmap_shape=[1, 64, 4, 4],
             neck_hidden_sizes=[16, 32, 16, 32],
-            reassemble_factors=[1, 1, 0.5, 0.25],
+            reassemble_factors=[1, 1, 1, 0.5],
         )
 
 

@@ -1,20 +1,19 @@
 """Transformers' mixins for accelerated classes: what deviates from native, and why, is written out here."""
 
 import functools
+import math
 import unittest
 from unittest import mock
 
 import pytest
 import torch
+from family import ACCEL
+from transformers.testing_utils import torch_device
 
 import hf_tokaccel as ta
 
 from .base import MASKED_CASES, BackboneTests, ModelTests, takes_mask, upstream
 from .loading import same_role
-
-# Of 4 layers the first sees all 8 x 8 tokens, the others 4 x 4 clusters: each test crosses the point of clustering.
-ACCEL = {"cluster_after": 1, "cluster_grid": [4, 4]}
-TOKENS_SEEN = [1 + 64, 1 + 16, 1 + 16, 1 + 16]
 
 
 @functools.cache
@@ -25,7 +24,10 @@ def _skips_natively(control: type, test: str) -> int:
 
 
 class _Accelerated:
-    """`control` is the test class of the native classes, in the same order as `all_model_classes`."""
+    """`control` is the test class of the native classes, in the same order as `all_model_classes`.
+
+    With `accel` the first of 4 layers sees all tokens and the others see clusters, so that each test crosses that point.
+    """
 
     control: type
     accel = ACCEL
@@ -72,10 +74,12 @@ class AcceleratedModelTests(_Accelerated, ModelTests):
     def test_attention_outputs(self):
         super().test_attention_outputs()
         # Deviation: from the point of clustering on, attention is among clusters. Upstream sees the first layer alone.
+        full, clustered = self.model_tester.seq_length, 1 + math.prod(self.accel["cluster_grid"])
         for model_class in self.all_model_classes:
             model = model_class._from_config(self.make_config(), attn_implementation="eager")
             attentions = self.outputs(model, output_attentions=True).attentions
-            assert [tuple(attention.shape[-2:]) for attention in attentions] == [(n, n) for n in TOKENS_SEEN]
+            expected = [(full, full)] + [(clustered, clustered)] * 3
+            assert [tuple(attention.shape[-2:]) for attention in attentions] == expected
 
     def test_hidden_states_output(self):
         super().test_hidden_states_output()
@@ -108,7 +112,7 @@ class AcceleratedModelTests(_Accelerated, ModelTests):
 
     def _without_gradient(self, model_class, config):
         _, inputs = self.model_tester.prepare_config_and_inputs_for_common()
-        model = model_class(config)
+        model = model_class(config).to(torch_device)
         output = model(**self._prepare_for_class(inputs, model_class, return_labels=True))
         # A model without a loss returns a tensor first, a backbone a tuple of feature maps.
         parts = [output.loss] if "loss" in output else output[0] if isinstance(output[0], tuple) else [output[0]]
@@ -123,14 +127,14 @@ class AcceleratedModelTests(_Accelerated, ModelTests):
                 self.outputs(model_class(self.make_config()), attention_mask=mask)
 
     def run_masked_case(self, upstream_case):
-        # Deviation, as above: classes that take a mask take it as native does with acceleration off.
-        without = [model_class for model_class in self.all_model_classes if not takes_mask(model_class)]
-        if without:
-            with self.only(without):
-                upstream_case(self)
-        else:
-            with mock.patch.object(self, "accel", None):
-                upstream_case(self)
+        # Deviation, as above: a class that takes a mask takes it as native does, with acceleration off.
+        for classes, accel in (
+            ([model_class for model_class in self.all_model_classes if takes_mask(model_class)], None),
+            ([model_class for model_class in self.all_model_classes if not takes_mask(model_class)], self.accel),
+        ):
+            if classes:
+                with self.only(classes), mock.patch.object(self, "accel", accel):
+                    upstream_case(self)
 
 
 def _masked_case(name):
@@ -142,5 +146,8 @@ def _masked_case(name):
     return test
 
 
+# Earlier versions take no list of hidden states.
+if not hasattr(upstream.modeling.ModelTesterMixin, "test_can_capture_specific_layers_hidden_states"):
+    AcceleratedModelTests.test_can_capture_specific_layers_hidden_states = None
 for _name in MASKED_CASES:
     setattr(AcceleratedModelTests, _name, _masked_case(_name))
