@@ -16,13 +16,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ._tiling import Tiled, auto_scale, choose_tiling, initial_labels
+from ._tiling import Tiled, auto_scale, batch_index, choose_tiling, initial_labels
 
 # Up to here a plan holds a weight for every cluster: as fast as a search, and ties at the k-th weight are kept as
 # released.
 DENSE_CLUSTERS = 128
-# Distances held at a time by a search, per image: 32 MB in float32.
-CHUNK_ELEMENTS = 2**23
+# Elements held at a time by a search, per image: 16 MB in float32.
+CHUNK_ELEMENTS = 2**22
 
 
 class TokenClusters(NamedTuple):
@@ -285,15 +285,19 @@ def _search_window(x: Tensor, s: Tensor, kept: int, grid, cluster_grid, window: 
         part = slice(first, first + step)
         tokens, clusters = tables.tokens[part], tables.clusters[part]
         near = tables.near[part]
-        here = x.index_select(1, tokens.flatten()).unflatten(1, tokens.shape)
-        there = s.index_select(1, clusters.flatten()).unflatten(1, clusters.shape)
-        squares = square.index_select(1, clusters.flatten()).unflatten(1, clusters.shape)
+        here, there, squares = _take(x, tokens), _take(s, clusters), _take(square, clusters)
         distances = squares[:, :, None] - 2 * (here @ there.transpose(2, 3))
         value, index = _smallest(distances.masked_fill(~near, torch.inf), kept)
         index = clusters[:, None].expand(-1, tiled.slots, -1).expand(x.shape[0], -1, -1, -1).gather(3, index)
         found.append((value.flatten(1, 2), index.flatten(1, 2)))
     values, indices = _join(found)
-    return values.index_select(1, tables.slots), indices.index_select(1, tables.slots)
+    return _take(values, tables.slots), _take(indices, tables.slots)
+
+
+def _take(x: Tensor, table: Tensor) -> Tensor:
+    """(B, N, ...) at a table of indices into N; (B, *table.shape, ...). Any dimension but the first is slow to select."""
+    index = batch_index(table, x.shape[0], x.shape[1])
+    return x.flatten(0, 1).index_select(0, index).unflatten(0, (x.shape[0], *table.shape))
 
 
 def _join(found: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
