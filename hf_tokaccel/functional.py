@@ -295,7 +295,7 @@ def _search_window(x: Tensor, s: Tensor, kept: int, grid, cluster_grid, window: 
 
 
 def _take(x: Tensor, table: Tensor) -> Tensor:
-    """(B, N, ...) at a table of indices into N; (B, *table.shape, ...). Any dimension but the first is slow to select."""
+    """Rows of (B, N, ...) by a table; (B, *table.shape, ...). Selecting is fast in the first dimension only."""
     index = batch_index(table, x.shape[0], x.shape[1])
     return x.flatten(0, 1).index_select(0, index).unflatten(0, (x.shape[0], *table.shape))
 
