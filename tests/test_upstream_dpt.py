@@ -35,6 +35,7 @@ class DPTFamily:
 
 
 class DPTHybridFamily(DPTFamily):
+    same_layers_as_another = True
     # The stem leaves 4 x 4 tokens.
     image_size, patch_size = 64, 16
     accel = {**ACCEL, "cluster_grid": [2, 2]}

@@ -26,7 +26,7 @@ def _skips_natively(control: type, test: str) -> int:
 class _Accelerated:
     """`control` is the test class of the native classes, in the same order as `all_model_classes`.
 
-    With `accel` the first of 4 layers sees all tokens and the others see clusters, so that each test crosses that point.
+    With `accel` the first of 4 layers sees all tokens and the others see clusters: each test crosses that point.
     """
 
     control: type

@@ -84,7 +84,11 @@ MASKED_CASES = sdpa_cases("(?!.*no_attn_mask)")
 
 
 class ModelTests(FamilyTests, upstream.modeling.ModelTesterMixin):
-    """Transformers' ModelTesterMixin. A family may name in `cannot_train` the classes that refuse labels natively."""
+    """Transformers' ModelTesterMixin. A family may say:
+
+    - `cannot_train`: the classes that refuse labels natively.
+    - `same_layers_as_another`: the slow comparisons of attention and of dtypes are left to that other family.
+    """
 
     test_resize_embeddings = False
     # Upstream allows 2 layers. Full ones, clustered ones and the four taps of a depth head need 4.
@@ -96,6 +100,7 @@ class ModelTests(FamilyTests, upstream.modeling.ModelTesterMixin):
         # Earlier versions cannot be told to, and ours have no such header.
         test_can_init_all_missing_weights = None
     cannot_train = ()
+    same_layers_as_another = False
 
     def __init_subclass__(cls, **kwargs):
         super().__init_subclass__(**kwargs)
@@ -103,6 +108,8 @@ class ModelTests(FamilyTests, upstream.modeling.ModelTesterMixin):
         repeated = sdpa_cases(".*pad_right")
         if not any(map(takes_mask, cls.all_model_classes)):
             repeated += [name for name in MASKED_CASES if not name.endswith("output_attentions")]
+        if cls.same_layers_as_another:
+            repeated += [*sdpa_cases(""), "test_bc_torch_dtype"]
         for name in repeated:
             setattr(cls, name, None)
 
