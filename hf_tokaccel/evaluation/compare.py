@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from functools import partial
 
@@ -67,7 +66,7 @@ def compare(
     variants = [entry.variant for entry in entries]
     sums = evaluate_variants(variants, samples, task, accelerator, batch_size=batch_size, num_workers=num_workers)
     metrics = [task.metrics(row) for row in sums]
-    if all(math.isnan(value) for value in metrics[0].values()):
+    if sums[0, -1] == 0:
         raise ValueError(f"none of the {len(samples)} images has a valid label; check unit, range and crop")
     if not accelerator.is_main_process:
         return None

@@ -36,7 +36,7 @@ class Task(Protocol):
         """Predictions at the size of the labels, one per item, from the model's output on a batch."""
 
     def score(self, prediction: Tensor, item: dict) -> Tensor:
-        """Additive sums of one image, float64 (num_sums,)."""
+        """Additive sums of one image, float64 (num_sums,); the last is 1, or 0 where the label has no valid pixel."""
 
     def metrics(self, sums: Tensor) -> dict[str, float]:
         """Metrics from the sums over all images; NaN where no image counted."""

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from rich.box import SIMPLE_HEAD
+from rich.markup import escape
 from rich.table import Table
 
 GFLOPS_NOTE = (
@@ -144,10 +145,11 @@ def _cells(row: Row, columns: tuple[Column, ...]) -> list[str]:
 
 def to_table(result: Result, columns: tuple[Column, ...] = DEPTH_COLUMNS) -> Table:
     """The result for a terminal, one section per group of similar cost."""
-    title = f"{result.model} on {result.dataset}: {result.num_images} images"
+    # Paths may hold brackets, which rich would take for markup.
+    title = escape(f"{result.model} on {result.dataset}: {result.num_images} images")
     table = Table(
         title=title,
-        caption=". ".join([GFLOPS_NOTE, *result.notes]),
+        caption=escape(". ".join([GFLOPS_NOTE, *result.notes])),
         box=SIMPLE_HEAD,
         title_justify="left",
         padding=(0, 1),
