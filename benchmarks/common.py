@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import datetime
 import gc
-import importlib.metadata
 import json
-import os
-import platform
 import statistics
 import subprocess
 import time
@@ -16,40 +12,18 @@ from pathlib import Path
 
 import torch
 
+from hf_tokaccel.evaluation import describe_environment
+
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 
 
 def stamp(paths: Iterable[str]) -> dict:
-    """Machine, versions and commit; `dirty` lists changed files among `paths`, the ones that the numbers depend on."""
-
-    def git(*args: str) -> str:
-        return subprocess.run(["git", *args], cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
-
-    packages = ("torch", "transformers", "numpy")
-    return {
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "commit": git("rev-parse", "HEAD"),
-        "dirty": git("status", "--porcelain", "--", *paths).splitlines(),
-        "machine": {
-            "processor": _processor(),
-            "cores": os.cpu_count(),
-            "threads": torch.get_num_threads(),
-            "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-            "system": platform.platform(),
-            "load_average": [round(load, 2) for load in os.getloadavg()],
-        },
-        "versions": {"python": platform.python_version()} | {p: importlib.metadata.version(p) for p in packages},
-    }
-
-
-def _processor() -> str:
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        for line in info.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor()
+    """Machine, versions, commit and command; `changed` lists edited files among `paths`, which the numbers depend on."""
+    environment = describe_environment("cuda" if torch.cuda.is_available() else "cpu")
+    status = ["git", "status", "--porcelain", "--", *paths]
+    changed = subprocess.run(status, cwd=ROOT, capture_output=True, text=True, check=False).stdout.splitlines()
+    return environment | {"changed": changed}
 
 
 def interleaved(

@@ -260,11 +260,10 @@ def main() -> None:
         result["scaling"] = time_scaling(max(3, args.rounds // 4))
         print_scaling(console, result["scaling"])
     if args.only is None:
-        device = "gpu" if result["machine"]["accelerator"] else "cpu"
+        device = result["machine"]["device"].replace(" ", "-").lower()
         name = f"method-{device}-torch{result['versions']['torch'].split('+')[0]}"
-        console.print(
-            f"{save(name, json.loads(json.dumps(result)))} at {result['commit'][:10]}, dirty: {result['dirty']}"
-        )
+        commit = (result["git"] or {}).get("commit", "no commit")[:10]
+        console.print(f"{save(name, json.loads(json.dumps(result)))} at {commit}, changed since: {result['changed']}")
 
 
 if __name__ == "__main__":

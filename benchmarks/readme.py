@@ -4,13 +4,52 @@ python -m benchmarks.readme          rewrite the tables
 python -m benchmarks.readme --check  exit with 1 where README differs
 """
 
+import json
 import re
 import sys
 
 import hf_tokaccel as ta
 from benchmarks.common import ROOT
-from benchmarks.method import to_markdown as method_table
+from benchmarks.method import ITERATIONS, NEIGHBORS, TARGETS
 from hf_tokaccel.evaluation import Result, to_markdown
+
+
+METHOD_ROWS = {
+    "dense, window {}": "as released: all distances, dense weights",
+    "ours, window {}": "hf_tokaccel: clustering, plan and one reconstruction",
+}
+
+
+def method_table() -> str:
+    """What `python -m benchmarks.method` printed, newest CPU result."""
+    path = max((ROOT / "benchmarks" / "results").glob("method-cpu-*.json"))
+    result = json.loads(path.read_text())
+    clocks = [name for name, part in result["layer"].items() if "layers" in part]
+    lines = [["", *(f"{name}, share of a layer" for name in clocks), "target"], ["---", *["---:"] * (len(clocks) + 1)]]
+    for window, target in TARGETS.items():
+        for name, label in METHOD_ROWS.items():
+            shares = [result["layer"][clock]["layers"][name.format(window)]["median"] for clock in clocks]
+            goal = f"{target:.2f}" if name.startswith("ours") else ""
+            lines.append([f"window {window}, {label}", *(f"{share:.3f}" for share in shares), goal])
+    again = ", ".join(
+        f"{result['layer'][clock]['recomputing over reusing']['median']:.0f} ({clock})" for clock in clocks
+    )
+    growth = ", ".join(
+        f"{kind} N^{entry['time_exponent']:.2f} in time and N^{entry['memory_exponent']:.2f} in memory"
+        for kind, entry in result["scaling"]["kinds"].items()
+    )
+    machine, versions = result["machine"], result["versions"]
+    return "\n".join(
+        [
+            *(f"| {' | '.join(line)} |" for line in lines),
+            "",
+            f"1600 to 784 tokens of width 1024, {ITERATIONS} iterations, k = {NEIGHBORS}, float32, batch 1. Recomputing a "
+            f"plan costs that many times a reconstruction from a ready one: {again}. Growth from 1k to 64k tokens at a "
+            f"fixed window (dense and global plan: to 16k): {growth}.",
+            f"{machine['processor']}, {machine['cores']} cores; torch {versions['torch']}, transformers "
+            f"{versions['transformers']}; commit {result['git']['commit'][:10]}; `{path.relative_to(ROOT)}`.",
+        ]
+    )
 
 
 def tables() -> dict[str, str]:
