@@ -19,7 +19,7 @@ RESULTS = ROOT / "benchmarks" / "results"
 
 
 def stamp(paths: Iterable[str]) -> dict:
-    """Machine, versions, commit and command; `changed` lists edited files among `paths`, which the numbers depend on."""
+    """Machine, versions, commit and command; `changed`: edited files among `paths`, which the numbers depend on."""
     environment = describe_environment("cuda" if torch.cuda.is_available() else "cpu")
     status = ["git", "status", "--porcelain", "--", *paths]
     changed = subprocess.run(status, cwd=ROOT, capture_output=True, text=True, check=False).stdout.splitlines()
