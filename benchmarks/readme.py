@@ -42,9 +42,9 @@ def method_table() -> str:
         [
             *(f"| {' | '.join(line)} |" for line in lines),
             "",
-            f"1600 to 784 tokens of width 1024, {ITERATIONS} iterations, k = {NEIGHBORS}, float32, batch 1. Recomputing a "
-            f"plan costs that many times a reconstruction from a ready one: {again}. Growth from 1k to 64k tokens at a "
-            f"fixed window (dense and global plan: to 16k): {growth}.",
+            f"1600 to 784 tokens of width 1024, {ITERATIONS} iterations, k = {NEIGHBORS}, float32, batch 1. Recomputing "
+            f"a plan costs that many times a reconstruction from a ready one: {again}. Growth from 1k to 64k tokens "
+            f"at a fixed window (dense and global plan: to 16k): {growth}.",
             f"{machine['processor']}, {machine['cores']} cores; torch {versions['torch']}, transformers "
             f"{versions['transformers']}; commit {result['git']['commit'][:10]}; `{path.relative_to(ROOT)}`.",
         ]
