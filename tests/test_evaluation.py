@@ -337,6 +337,7 @@ def test_other_parents_and_configs(monkeypatch):
         psutil, "Process", lambda: FakeProcess(["python", "bin/accelerate-launch", "x.py", "--num_processes"])
     )
     assert loop._launched_processes() == 1
+    monkeypatch.setattr(psutil, "Process", lambda: FakeProcess(["bash"]))  # else it would change the threads for good
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
     with pytest.warns(UserWarning, match="only one is running"):
