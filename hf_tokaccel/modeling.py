@@ -139,13 +139,13 @@ def enter(native_forward: Callable, reads: Callable[[Any], Collection[int]] | No
                 "pass None, or switch acceleration off with accelerate(model, None)."
             )
         if read is None:
-            requested = arguments.get("output_hidden_states")
-            requested = self.config.output_hidden_states if requested is None else requested
-            read = reads(self) if reads is not None and not requested else _requested_indices(self, requested)
+            wanted = hidden_state_indices(self, wanted_hidden_states(self, arguments))
+            read = [*wanted, *(reads(self) if reads is not None else ())]
+        wanted = set(hidden_state_indices(self, read))
         grid = image_grid(self, arguments["pixel_values"])
         self.accel.check_grid(grid)
         track = TokenTrack(
-            self.accel, grid, prefix=self.accel_prefix, depth=self.config.num_hidden_layers, wanted=read, final=final
+            self.accel, grid, prefix=self.accel_prefix, depth=self.config.num_hidden_layers, wanted=wanted, final=final
         )
         output = native_forward(self, *args, accel_track=track, **kwargs)
         track.check_ran()
@@ -154,10 +154,16 @@ def enter(native_forward: Callable, reads: Callable[[Any], Collection[int]] | No
     return forward
 
 
-def _requested_indices(model: nn.Module, requested: bool | int | Collection[int] | None) -> Collection[int]:
+def wanted_hidden_states(model: nn.Module, arguments: dict[str, Any]) -> bool | int | Collection[int]:
+    """What the caller of a forward, or else the configuration, says of `output_hidden_states`."""
+    requested = arguments.get("output_hidden_states")
+    return model.config.output_hidden_states if requested is None else requested
+
+
+def hidden_state_indices(model: nn.Module, requested: bool | int | Collection[int]) -> Collection[int]:
     """Transformers' forms of `output_hidden_states` as indices; negative ones count from the end."""
     count = model.config.num_hidden_layers + 1
-    if isinstance(requested, bool) or requested is None:
+    if isinstance(requested, bool):
         return range(count) if requested else ()
     selected = [requested] if isinstance(requested, int) else requested
     return [index % count for index in selected if -count <= index < count]
@@ -222,8 +228,7 @@ def read(native_forward: Callable, indices: Callable[[Any], Collection[int]], *,
 
     @functools.wraps(native_forward)
     def forward(self, *args, **kwargs):
-        requested = kwargs.get("output_hidden_states")
-        if self.accel is not None and not (self.config.output_hidden_states if requested is None else requested):
+        if self.accel is not None and not wanted_hidden_states(self, kwargs):
             kwargs.update(accel_read=tuple(indices(self)), accel_final=patches)
         return native_forward(self, *args, **kwargs)
 

@@ -6,9 +6,11 @@ import torch
 from transformers import ViTConfig, ViTForImageClassification, ViTForMaskedImageModeling, ViTModel
 from transformers.backbone_utils import BackboneConfigMixin, BackboneMixin
 from transformers.modeling_outputs import BackboneOutput
+from transformers.processing_utils import Unpack
+from transformers.utils import TransformersKwargs
 
 from ..configs import AcceleratedConfig
-from ..modeling import AcceleratedModel, enter, read, record
+from ..modeling import AcceleratedModel, enter, hidden_state_indices, read, record, wanted_hidden_states
 from ..registry import register_family
 
 
@@ -66,22 +68,29 @@ class TokAccelViTBackbone(BackboneMixin, TokAccelViTModel):
         super().__init__(config, add_pooling_layer=False)
         self.num_features = [config.hidden_size] * (config.num_hidden_layers + 1)
 
-    def forward(self, pixel_values: torch.Tensor, **kwargs: Any) -> BackboneOutput:
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> BackboneOutput:
         """Images (B, C, height, width) of any size that is a multiple of the patch."""
         return_dict = kwargs.pop("return_dict", None)
-        requested = kwargs.get("output_hidden_states")
-        requested = self.config.output_hidden_states if requested is None else requested
-        if not requested:
-            kwargs["output_hidden_states"] = list(self.out_indices)
+        requested = set(hidden_state_indices(self, wanted_hidden_states(self, kwargs)))
+        indices = hidden_state_indices(self, self.out_indices)
+        kwargs["output_hidden_states"] = sorted(requested.union(indices))
         height, width = pixel_values.shape[-2:]
         image_size = self.embeddings.image_size
         kwargs.setdefault("interpolate_pos_encoding", (height, width) != tuple(image_size))
-        output = TokAccelViTModel.forward(self, pixel_values, return_dict=True, **kwargs)
+        output = TokAccelViTModel.forward(
+            self, pixel_values, attention_mask=attention_mask, return_dict=True, **kwargs
+        )
         grid = (height // self.embeddings.patch_size, width // self.embeddings.patch_size)
-        maps = tuple(self._feature_map(output.hidden_states[index], grid) for index in self.out_indices)
+        maps = tuple(self._feature_map(output.hidden_states[index], grid) for index in indices)
+        states = tuple(state if index in requested else None for index, state in enumerate(output.hidden_states))
         result = BackboneOutput(
             feature_maps=maps,
-            hidden_states=output.hidden_states if requested else None,
+            hidden_states=states if requested else None,
             attentions=output.attentions,
         )
         return_dict = self.config.return_dict if return_dict is None else return_dict
