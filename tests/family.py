@@ -17,6 +17,19 @@ import hf_tokaccel as ta
 # Small clusters with a small window keep centroids apart: exact ties would be broken differently by different graphs.
 ACCEL = {"cluster_after": 1, "cluster_grid": [4, 4], "window": 3, "neighbors": 4, "inverse_temperature": "auto"}
 
+# The backbone of heads under test.
+TINY_DINOV2 = {
+    "model_type": "dinov2",
+    "image_size": 32,
+    "patch_size": 4,
+    "hidden_size": 32,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 2,
+    "out_indices": [1, 2, 3, 4],
+    "reshape_hidden_states": False,
+    "initializer_range": 0.2,
+}
+
 FRESH_PROCESS = """
 import sys, torch, transformers
 folder, auto = sys.argv[1:]

@@ -1,4 +1,4 @@
-from family import FamilyTester
+from family import TINY_DINOV2, FamilyTester
 from transformers import AutoModelForDepthEstimation, DepthAnythingConfig, DepthAnythingForDepthEstimation, pipeline
 
 import hf_tokaccel as ta
@@ -12,19 +12,8 @@ class TestDepthAnything(FamilyTester):
     new_key = "backbone.encoder.layer.0.attention.q_proj.weight"
 
     def config(self):
-        backbone = {
-            "model_type": "dinov2",
-            "image_size": 32,
-            "patch_size": 4,
-            "hidden_size": 32,
-            "num_hidden_layers": 4,
-            "num_attention_heads": 2,
-            "out_indices": [1, 2, 3, 4],
-            "reshape_hidden_states": False,
-            "initializer_range": 0.2,
-        }
         return DepthAnythingConfig(
-            backbone_config=backbone,
+            backbone_config={**TINY_DINOV2},
             patch_size=4,
             reassemble_hidden_size=32,
             neck_hidden_sizes=[16, 16, 16, 16],

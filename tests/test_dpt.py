@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from family import ACCEL, FamilyTester
+from family import ACCEL, TINY_DINOV2, FamilyTester
 from safetensors import safe_open
 from safetensors.torch import load_file
 from transformers import (
@@ -113,18 +113,7 @@ class TestDPTOnDinov2(DPTTester):
     new_key = "backbone.encoder.layer.0.attention.q_proj.weight"
 
     def config(self):
-        backbone = {
-            "model_type": "dinov2",
-            "image_size": 32,
-            "patch_size": 4,
-            "hidden_size": 32,
-            "num_hidden_layers": 4,
-            "num_attention_heads": 2,
-            "out_indices": [1, 2, 3, 4],
-            "reshape_hidden_states": False,
-            "initializer_range": 0.2,
-        }
-        return DPTConfig(**TINY, backbone_config=backbone)
+        return DPTConfig(**TINY, backbone_config={**TINY_DINOV2})
 
 
 def test_dpt_on_a_backbone_that_is_not_supported_names_those_that_are():
