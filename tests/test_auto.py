@@ -30,6 +30,7 @@ from transformers import (
     ViTModel,
     pipeline,
 )
+from transformers.utils.generic import find_labels
 
 import hf_tokaccel as ta
 
@@ -185,6 +186,14 @@ def test_pipelines(tmp_path, task, cls, tester, processor):
     results = pipeline(task, model=str(tmp_path))(image)
     assert results
     assert all("label" in result for result in results)
+
+
+def test_trainer_finds_the_labels():
+    """It reads the signature of forward, which must be the host's."""
+    for model in ta.FAMILIES["vit"].models + ta.FAMILIES["dpt"].models:
+        native = next(base for base in model.__mro__ if base.__module__.startswith("transformers.models."))
+        assert find_labels(model) == find_labels(native)
+    assert find_labels(ta.FAMILIES["vit"].models[1]) == ["labels"]
 
 
 def test_disk_and_cpu_offload_are_exact(tmp_path):
