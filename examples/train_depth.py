@@ -1,6 +1,6 @@
 """Train and evaluate the reference depth model: a small native DPT on rendered scenes.
 
-    accelerate launch examples/train_depth.py --output hf_tokaccel/reference/dpt-scenes
+    accelerate launch --cpu --num_processes 1 examples/train_depth.py --mixed-precision bf16 --output my-model
     python examples/train_depth.py --evaluate hf_tokaccel/reference/dpt-scenes
 
 Batches are counted, not shuffled: step s always sees the same scenes, so `--resume` continues exactly.
@@ -220,7 +220,7 @@ def train(args: argparse.Namespace) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--stages", default="96:16:2100,128:16:400,192:8:700", help="size:batch:steps, ...; sizes in multiples of 32"
+        "--stages", default="96:16:2100,128:16:400,192:8:1100", help="size:batch:steps, ...; sizes in multiples of 32"
     )
     parser.add_argument("--output", help="folder for the trained model")
     parser.add_argument("--work", default="/tmp/train_depth", help="folder for checkpoint, snapshot and log")
