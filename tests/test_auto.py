@@ -196,9 +196,11 @@ def test_trainer_finds_the_labels():
     assert find_labels(ta.FAMILIES["vit"].models[1]) == ["labels"]
 
 
-def test_disk_and_cpu_offload_are_exact(tmp_path):
-    model = ta.accelerate(scaled(DPTForDepthEstimation(DPTTester().config())), ACCEL)
-    model.save_pretrained(tmp_path)
+@pytest.mark.parametrize("native", [False, True], ids=["accelerated_then_dispatched", "dispatched_then_accelerated"])
+def test_disk_and_cpu_offload_are_exact(tmp_path, native):
+    model = scaled(DPTForDepthEstimation(DPTTester().config()))
+    fast = ta.accelerate(model, ACCEL)
+    (model if native else fast).save_pretrained(tmp_path)
     device_map = {
         "dpt.embeddings": "cpu",
         "dpt.encoder": "disk",
@@ -210,7 +212,8 @@ def test_disk_and_cpu_offload_are_exact(tmp_path):
         tmp_path, device_map=device_map, offload_folder=tmp_path / "offload"
     )
     images = DPTTester().images()
-    assert torch.allclose(run(offloaded, images), run(model, images), atol=1e-5)
+    offloaded = ta.accelerate(offloaded, ACCEL) if native else offloaded
+    assert torch.allclose(run(offloaded, images), run(fast, images), atol=1e-5)
 
 
 def test_a_second_image_size_compiles_too():
