@@ -220,7 +220,7 @@ def train(args: argparse.Namespace) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--stages", default="96:16:2100,128:16:400,192:8:1100", help="size:batch:steps, ...; sizes in multiples of 32"
+        "--stages", default="96:16:2100,128:16:400,192:8:1900", help="size:batch:steps, ...; sizes in multiples of 32"
     )
     parser.add_argument("--output", help="folder for the trained model")
     parser.add_argument("--work", default="/tmp/train_depth", help="folder for checkpoint, snapshot and log")
