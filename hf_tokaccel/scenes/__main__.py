@@ -6,8 +6,9 @@ import time
 
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader
 
-from . import CLASS_NAMES, SceneBatch, render_scenes
+from . import CLASS_NAMES, SceneBatch, SceneDataset, render_scenes
 
 
 def _palette(count: int, shift: float) -> Tensor:
@@ -27,27 +28,38 @@ def contact_sheet(batch: SceneBatch, columns: int) -> Tensor:
     return (torch.cat(rows) * 255).round().to(torch.uint8)
 
 
+def _measure(args: argparse.Namespace, options: dict) -> str:
+    """Return a line on how many images a second are rendered, in this process or by the workers of a loader."""
+    if args.workers:
+        data = SceneDataset(args.split, args.images, options["size"], args.seed)
+        start = time.perf_counter()
+        count = sum(len(b["image"]) for b in DataLoader(data, args.batch, num_workers=args.workers))
+        where = f"cpu ({args.workers} loader workers, their start included)"
+    else:
+        render_scenes(range(args.batch), **options)  # warm-up
+        sync = torch.cuda.synchronize if args.device.startswith("cuda") else lambda: None
+        sync()
+        start, count = time.perf_counter(), args.images
+        for first in range(0, count, args.batch):
+            render_scenes(range(first, min(first + args.batch, count)), **options)
+        sync()
+        where = f"{args.device} ({torch.get_num_threads()} CPU threads)"
+    return f"{count / (time.perf_counter() - start):.0f} images/s at {args.size}x{args.size} on {where}"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m hf_tokaccel.scenes", description=__doc__)
     parser.add_argument("--size", type=int, default=128, help="side of the images in pixels")
-    parser.add_argument("--images", type=int, default=256, help="images to time")
+    parser.add_argument("--images", type=int, default=512, help="images to time")
     parser.add_argument("--batch", type=int, default=32, help="images per call")
+    parser.add_argument("--workers", type=int, default=0, help="render in so many processes, as training does")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--split", default="train")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--sheet", default="scenes.png", help="where to write the contact sheet; empty for none")
     args = parser.parse_args()
     options = {"size": (args.size, args.size), "split": args.split, "seed": args.seed, "device": args.device}
-    render_scenes(range(args.batch), **options)  # warm-up
-    sync = torch.cuda.synchronize if args.device.startswith("cuda") else lambda: None
-    sync()
-    start = time.perf_counter()
-    for first in range(0, args.images, args.batch):
-        render_scenes(range(first, min(first + args.batch, args.images)), **options)
-    sync()
-    rate = args.images / (time.perf_counter() - start)
-    threads = torch.get_num_threads()
-    print(f"{rate:.0f} images/s at {args.size}x{args.size} on {args.device} ({threads} CPU threads)")
+    print(_measure(args, options))
     if args.sheet:
         from PIL import Image
 

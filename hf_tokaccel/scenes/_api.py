@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import datasets
 
 # Pixels rendered at a time: small enough for the working set to stay near a CPU's caches.
-_CPU_PIXELS = 1 << 16
+_CPU_PIXELS = 1 << 17
 _GPU_PIXELS = 1 << 22
 
 
