@@ -70,8 +70,6 @@ class Job:
         self.name = args.model or "reference depth model"
         folder = args.model or _reference_model()
         self.dense, stored, processor = load_depth_model(folder, dtype=args.dtype, device=self.accelerator.device)
-        if args.model is None:
-            self.dense.config.depth_estimation_type = "metric"  # trained on metres, which a DPT config need not say
         alignment, inverse = choose_alignment(self.dense.config, args.alignment)
         if args.images is None:
             self.dataset = _open_dataset(args, input_size(processor))

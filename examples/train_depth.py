@@ -50,6 +50,7 @@ def build_model(args: argparse.Namespace) -> DPTForDepthEstimation:
         neck_hidden_sizes=[32, 48, 64, 80],
         fusion_hidden_size=32,
         initializer_range=0.05,
+        depth_estimation_type="metric",  # no field of DPT's own; evaluation reads it
     )
     model = DPTForDepthEstimation(config)
     grid, quarter = args.image_size // 8, args.width // 4
