@@ -7,12 +7,16 @@ python -m benchmarks.readme --check  exit with 1 where README differs
 import json
 import re
 import sys
+from pathlib import Path
+
+from PIL import Image
 
 import hf_tokaccel as ta
 from benchmarks.common import ROOT
 from benchmarks.method import ITERATIONS, NEIGHBORS, TARGETS
 from hf_tokaccel.evaluation import Result, to_markdown
 
+DEPTH = ROOT / "docs" / "evaluate_depth"
 METHOD_ROWS = {
     "dense, window {}": "as released: all distances, dense weights",
     "ours, window {}": "hf_tokaccel: clustering, plan and one reconstruction",
@@ -42,7 +46,7 @@ def method_table() -> str:
         [
             *(f"| {' | '.join(line)} |" for line in lines),
             "",
-            f"1600 to 784 tokens of width 1024, {ITERATIONS} iterations, k = {NEIGHBORS}, float32, batch 1. Recomputing "
+            f"1600 to 784 tokens of width 1024, {ITERATIONS} iterations, k = {NEIGHBORS}, float32, batch 1. Making "
             f"a plan costs that many times a reconstruction from a ready one: {again}. Growth from 1k to 64k tokens "
             f"at a fixed window (dense and global plan: to 16k): {growth}.",
             f"{machine['processor']}, {machine['cores']} cores; torch {versions['torch']}, transformers "
@@ -54,7 +58,7 @@ def method_table() -> str:
 def tables() -> dict[str, str]:
     """Markdown by the name of its place."""
     return {
-        "evaluate_depth": to_markdown(Result.load(ROOT / "docs" / "evaluate_depth" / "result.json")),
+        "evaluate_depth": to_markdown(Result.load(DEPTH / "result.json")).strip(),
         "method": method_table(),
         "models": ta.support_table(),
     }
@@ -69,6 +73,11 @@ def fill(text: str) -> str:
     return text
 
 
+def shrink(picture: Path) -> None:
+    """256 colours: what is committed stays in history for ever."""
+    Image.open(picture).convert("RGB").quantize(256).save(picture, optimize=True)
+
+
 def main() -> int:
     path = ROOT / "README.md"
     old = path.read_text()
@@ -76,6 +85,7 @@ def main() -> int:
     if "--check" in sys.argv:
         return int(new != old)
     path.write_text(new)
+    shrink(DEPTH / "scenes.png")
     return 0
 
 

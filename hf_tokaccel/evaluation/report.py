@@ -170,11 +170,13 @@ def to_markdown(result: Result, columns: tuple[Column, ...] = DEPTH_COLUMNS) -> 
     lines = [headings, ["---", *["---:"] * (len(headings) - 1)], *(_cells(row, columns) for row in result.rows)]
     machine, versions = result.environment["machine"], result.environment["versions"]
     device = machine["processor"] if machine["device"] == "cpu" else machine["device"]
+    git = result.environment.get("git")
     footer = [
         f"{result.model} on {result.dataset}, {result.num_images} images",
         f"{device}, threads {machine['threads']}, batch {result.options['batch_size']}, {result.options['dtype']}",
         f"torch {versions.get('torch')}, transformers {versions.get('transformers')}",
+        *([f"commit {git['commit'][:10]}{' with changes' if git['dirty'] else ''}"] if git else []),
         GFLOPS_NOTE,
         *result.notes,
     ]
-    return "\n".join(["| " + " | ".join(line) + " |" for line in lines] + ["", ". ".join(footer) + ".", ""])
+    return "\n".join(["| " + " | ".join(line) + " |" for line in lines] + ["", ". ".join(footer) + "."]) + "\n"
