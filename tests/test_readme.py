@@ -34,7 +34,7 @@ def test_quick_start(tmp_path, monkeypatch, capsys):
     assert (tmp_path / "dpt-large-tokaccel" / "tokaccel_hub.py").exists()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="class")
 def ijepa():
     """The module under 'Adding a family', put where a new file would be."""
     (code,) = snippets("Adding a family")
