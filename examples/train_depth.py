@@ -224,7 +224,7 @@ def main() -> None:
         "--stages", default="96:16:2100,128:16:400,192:8:1900", help="size:batch:steps, ...; sizes in multiples of 32"
     )
     parser.add_argument("--output", help="folder for the trained model")
-    parser.add_argument("--work", default="/tmp/train_depth", help="folder for checkpoint, snapshot and log")
+    parser.add_argument("--work", default="outputs/train_depth", help="folder for checkpoint, snapshot and log")
     parser.add_argument("--resume", action="store_true", help="continue from the checkpoint in --work")
     parser.add_argument("--mixed-precision", choices=("no", "bf16", "fp16"))
     parser.add_argument("--cpu", action="store_true", help="train on the CPU even where there is a GPU")

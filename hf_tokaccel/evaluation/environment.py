@@ -68,7 +68,7 @@ def describe_environment(device: torch.device | str = "cpu") -> dict:
     }
     return {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "command": shlex.join(["python", *sys.argv]),
+        "command": shlex.join(["python", os.path.relpath(sys.argv[0]), *sys.argv[1:]]),
         "machine": machine,
         "python": platform.python_version(),
         "versions": {name: version for name in PACKAGES if (version := _version(name))} | {"torch": torch.__version__},
