@@ -2,10 +2,14 @@
 
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakValueDictionary
 
 from transformers import PreTrainedConfig
 
 from .configuration import TokenClusteringConfig, as_accel
+
+# Configurations of built models by identity; an attribute would be copied and saved along.
+_in_use: "WeakValueDictionary[int, AcceleratedConfig]" = WeakValueDictionary()
 
 
 @dataclass(kw_only=True, init=False, repr=False, eq=False)
@@ -30,6 +34,11 @@ class AcceleratedConfig:
         # checks of Transformers, whose errors are no ValueError.
         if name == "accel" and value is not None:
             value = self.resolve_accel(value).to_dict()
+        if name == "accel" and _in_use.get(id(self)) is self and value != self.accel:
+            raise ValueError(
+                f"accel={value!r} cannot be assigned to the configuration of a built model, which would ignore it: "
+                "use model = hf_tokaccel.accelerate(model, accel), or accelerate_config(config, accel) for a new one."
+            )
         super().__setattr__(name, value)
 
     def __post_init__(self, **kwargs: Any) -> None:
@@ -38,6 +47,10 @@ class AcceleratedConfig:
         super().__post_init__(**kwargs)
         # The number of blocks is known only now.
         self.accel = self.accel
+
+    def mark_in_use(self) -> None:
+        """Called by a model that is built with this configuration: from then on `accel` stands."""
+        _in_use[id(self)] = self
 
     def accel_host(self) -> PreTrainedConfig:
         """The configuration of the transformer that is accelerated: this one, or that of its backbone."""

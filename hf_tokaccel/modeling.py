@@ -21,6 +21,7 @@ from transformers.modeling_outputs import BaseModelOutput
 from transformers.utils.output_capturing import capture_outputs
 
 from . import hub
+from .configs import AcceleratedConfig
 from .configuration import TokenClusteringConfig
 from .graft import transplant
 from .registry import accelerated_class, unsupported
@@ -47,8 +48,9 @@ class AcceleratedModel:
     def post_init(self) -> None:
         # The last call of every native __init__, before weights are loaded: parameter names stay the host's, and
         # nothing is initialised twice.
-        view = getattr(self.config, "accel_view", None)
-        self.install_accel(view() if view else None)
+        if isinstance(self.config, AcceleratedConfig):
+            self.config.mark_in_use()
+            self.install_accel(self.config.accel_view())
         super().post_init()
 
     def install_accel(self, accel: TokenClusteringConfig | None) -> None:

@@ -107,6 +107,15 @@ def test_a_setting_assigned_later_is_checked_too():
     assert config.accel == before
 
 
+@pytest.mark.parametrize("accel", [ACCEL, None], ids=["on", "off"])
+def test_a_setting_cannot_be_assigned_to_a_built_model_which_would_ignore_it(accel):
+    model = ta.accelerate(DPTForDepthEstimation(DPTTester().config()), accel)
+    with pytest.raises(ValueError, match=r"would ignore it: use model = hf_tokaccel\.accelerate"):
+        model.config.accel = {**ACCEL, "cluster_after": 2}
+    model.config.accel = model.config.accel
+    copy.deepcopy(model.config).accel = {**ACCEL, "cluster_after": 2}
+
+
 def test_every_form_of_a_setting_is_stored_alike():
     setting = ta.TokenClusteringConfig.from_dict(ACCEL)
     stored = [ta.accelerate_config(ViTTester().config(), form).accel for form in (ACCEL, setting, setting.to_dict())]
