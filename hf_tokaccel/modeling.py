@@ -24,8 +24,9 @@ from . import hub
 from .configs import AcceleratedConfig
 from .configuration import TokenClusteringConfig
 from .graft import transplant
+from .layout import TokenLayout
 from .registry import accelerated_class, unsupported
-from .track import TokenTrack, TrackedLayers
+from .track import TokenTrack, TrackedLayers, ambient_track
 
 
 class AcceleratedModel:
@@ -36,6 +37,7 @@ class AcceleratedModel:
         accel_norm: name of a block's first LayerNorm.
         accel_parts: names of children to replace by their accelerated classes.
         accel_prefix: tokens before the patches.
+        accel_ambient: whether the track has to reach the blocks past a forward that hands no keywords down to them.
         native_class: the host's class, None where Transformers has none; found from the bases if absent.
     """
 
@@ -44,6 +46,7 @@ class AcceleratedModel:
     accel_norm: str = "layernorm_before"
     accel_parts: tuple[str, ...] = ()
     accel_prefix: int = 1
+    accel_ambient: bool = False
 
     def post_init(self) -> None:
         # The last call of every native __init__, before weights are loaded: parameter names stay the host's, and
@@ -65,11 +68,33 @@ class AcceleratedModel:
         if self.accel_layers:
             owner_name, _, name = self.accel_layers.rpartition(".")
             owner = self.get_submodule(owner_name)
-            setattr(owner, name, TrackedLayers(getattr(owner, name), self.accel_norm))
+            setattr(owner, name, TrackedLayers(getattr(owner, name), self.accel_norm, self.accel_ambient))
 
     def accel_patch_size(self) -> tuple[int, int]:
         size = self.config.patch_size
         return (size, size) if isinstance(size, int) else tuple(size)
+
+    def accel_layout(self, arguments: dict[str, Any]) -> TokenLayout:
+        """Where the patch tokens are in the states of this host, for one call with these arguments of its forward.
+
+        Raises:
+            ValueError: when the images do not fit the patches.
+        """
+        return TokenLayout(image_grid(self, arguments["pixel_values"]), self.accel_prefix)
+
+    def accel_positions(self, arguments: dict[str, Any], layout: TokenLayout) -> torch.Tensor | None:
+        """(N, P) coordinates of the tokens, where blocks need those of the clusters; None where they do not."""
+        return None
+
+    def accel_block_inputs(
+        self, track: TokenTrack, args: tuple, kwargs: dict[str, Any]
+    ) -> tuple[tuple, dict[str, Any]]:
+        """What a block is called with besides its states; `track.clustered` tells whether it runs on clusters.
+
+        What most hosts pass by position is the attention mask. A user's is refused, and under export an absent one
+        arrives as an N x N tensor, which does not fit the clusters.
+        """
+        return tuple(None for _ in args), kwargs
 
     @classmethod
     def register_for_auto_class(cls, auto_class: str = "AutoModel") -> None:
@@ -144,16 +169,32 @@ def enter(native_forward: Callable, reads: Callable[[Any], Collection[int]] | No
             wanted = hidden_state_indices(self, wanted_hidden_states(self, arguments))
             read = [*wanted, *(reads(self) if reads is not None else ())]
         wanted = set(hidden_state_indices(self, read))
-        grid = image_grid(self, arguments["pixel_values"])
-        self.accel.check_grid(grid)
+        layout = self.accel_layout(arguments)
+        self.accel.check_grid(layout.grid)
         track = TokenTrack(
-            self.accel, grid, prefix=self.accel_prefix, depth=self.config.num_hidden_layers, wanted=wanted, final=final
+            self.accel,
+            layout,
+            depth=self.config.num_hidden_layers,
+            wanted=wanted,
+            final=final,
+            block_inputs=self.accel_block_inputs,
+            positions=self.accel_positions(arguments, layout),
         )
-        output = native_forward(self, *args, accel_track=track, **kwargs)
+        output = _run(native_forward, self, track, args, kwargs)
         track.check_ran()
         return output
 
     return forward
+
+
+def _run(native_forward: Callable, model: AcceleratedModel, track: TokenTrack, args: tuple, kwargs: dict) -> Any:
+    if not model.accel_ambient:
+        return native_forward(model, *args, accel_track=track, **kwargs)
+    token = ambient_track.set(track)
+    try:
+        return native_forward(model, *args, **kwargs)
+    finally:
+        ambient_track.reset(token)
 
 
 def wanted_hidden_states(model: nn.Module, arguments: dict[str, Any]) -> bool | int | Collection[int]:
@@ -176,7 +217,7 @@ def record(native_forward: Callable) -> Callable:
 
     @functools.wraps(native_forward)
     def forward(self, *args, **kwargs):
-        track = kwargs.get("accel_track")
+        track = ambient_track.get() if self.accel_ambient and self.accel else kwargs.get("accel_track")
         if track is None:
             return native_forward(self, *args, **kwargs)
         return_dict = kwargs.pop("return_dict", None)

@@ -1,6 +1,6 @@
 """What one forward pass of an accelerated model carries along: clusters, plan and the features that somebody reads."""
 
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -8,9 +8,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers.utils.output_capturing import CompileableContextVar
 
 from .configuration import TokenClusteringConfig
 from .functional import TokenClusters, cluster_tokens, plan_reconstruction, reconstruct_tokens
+from .layout import TokenLayout
 
 
 @dataclass
@@ -45,34 +47,46 @@ def observe_clusters() -> Iterator[list[ClusterObservation]]:
         _observations.reset(token)
 
 
+# The track of hosts whose forward hands no keywords down to its blocks; theirs only, and only while they run.
+ambient_track = CompileableContextVar("tokaccel_track")
+
+
+def _only_states(track: "TokenTrack", args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+    return args, kwargs
+
+
 class TokenTrack:
     """The state of one forward pass: a local variable of it, so passes never disturb each other.
 
     Args:
         accel: the setting, with nothing left open.
-        grid: (H, W) patch tokens of this image size.
-        prefix: tokens before the patches (class, registers), which bypass clustering.
+        layout: where the patch tokens are in the states of this host, at this image size.
         depth: blocks of the host.
         wanted: indices of the hidden states that somebody reads; 0 is the embeddings, i the output of block i - 1.
         final: whether the patch tokens after the last block are read at full resolution.
+        block_inputs: given this track, what else a block is called with; see `AcceleratedModel.accel_block_inputs`.
+        positions: (N, P) coordinates of the tokens of `layout`, of which `cluster_positions` then has the means.
     """
 
     def __init__(
         self,
         accel: TokenClusteringConfig,
-        grid: tuple[int, int],
+        layout: TokenLayout,
         *,
-        prefix: int,
         depth: int,
         wanted: Collection[int],
         final: bool = True,
+        block_inputs: Callable = _only_states,
+        positions: Tensor | None = None,
     ) -> None:
         self.accel = accel
-        self.grid = grid
-        self.prefix = prefix
+        self.layout = layout
         self.depth = depth
         self.wanted = wanted
         self.final = final
+        self.block_inputs = block_inputs
+        self.positions = positions
+        self.cluster_positions: Tensor | None = None
         self.hidden_states: list[Tensor | None] = []
         self.clustered = False
         self.blocks_run = 0
@@ -82,7 +96,7 @@ class TokenTrack:
         self._clusters: TokenClusters | None = None
 
     def before_layer(self, index: int, states: Tensor, norm: nn.Module | None = None) -> Tensor:
-        """States (B, prefix + N, C) as block `index` shall see them; `norm` is that block's first LayerNorm."""
+        """States as block `index` shall see them; `norm` is that block's first LayerNorm."""
         if index == 0:
             self._record(0, states)
         return self._cluster(states, norm) if index == self.accel.cluster_after else states
@@ -98,11 +112,11 @@ class TokenTrack:
         return states
 
     def full(self, states: Tensor) -> Tensor:
-        """States (B, prefix + M, C) brought to (B, prefix + N, C); the prefix tokens are those given."""
+        """States brought back to all tokens; what bypasses clustering is as given."""
         if not self.clustered:
             return states
-        prefix, refined = states[:, : self.prefix], states[:, self.prefix :]
-        return torch.cat((prefix, reconstruct_tokens(refined, self.plan_for(refined))), dim=1)
+        kept, refined = self.layout.split(states)
+        return self.layout.join(kept, reconstruct_tokens(refined, self.plan_for(refined)), self.layout.grid)
 
     def plan_for(self, refined: Tensor):
         """The one plan of this pass, built when it is first needed, on the device where it is needed."""
@@ -117,7 +131,7 @@ class TokenTrack:
                 expansion=accel.expansion,
                 keys=self._keys,
                 key_centroids=self._clusters.key_centroids if keyed else None,
-                grid=self.grid,
+                grid=self.layout.grid,
                 cluster_grid=accel.cluster_grid,
                 window=accel.neighbor_window,
             )
@@ -135,22 +149,33 @@ class TokenTrack:
             )
 
     def _cluster(self, states: Tensor, norm: nn.Module | None) -> Tensor:
-        accel = self.accel
-        prefix, tokens = states[:, : self.prefix], states[:, self.prefix :]
+        accel, layout = self.accel, self.layout
+        kept, tokens = layout.split(states)
         self._tokens = tokens
         self._keys = norm(tokens) if accel.similarity_on == "normalized" else None
-        self._clusters = cluster_tokens(
-            tokens,
-            self.grid,
+        averaged, keys = tokens, self._keys
+        if self.positions is not None:
+            # Averaged along with the tokens, compared never. Half precision would round them.
+            averaged = torch.cat((tokens.float(), self.positions.expand(len(tokens), -1, -1)), dim=2)
+            keys = tokens if keys is None else keys
+        clusters = cluster_tokens(
+            averaged,
+            layout.grid,
             accel.cluster_grid,
             iterations=accel.iterations,
             inverse_temperature=accel.inverse_temperature,
             window=accel.window,
-            keys=self._keys,
+            keys=keys,
         )
+        if self.positions is not None:
+            centroids, self.cluster_positions = clusters.centroids.split(
+                [tokens.shape[2], self.positions.shape[1]], dim=2
+            )
+            clusters = clusters._replace(centroids=centroids.to(tokens.dtype))
+        self._clusters = clusters
         self.clustered = True
         self._observe()
-        return torch.cat((prefix, self._clusters.centroids), dim=1)
+        return layout.join(kept, clusters.centroids, accel.cluster_grid)
 
     def _observe(self) -> None:
         if torch.compiler.is_compiling():
@@ -158,7 +183,7 @@ class TokenTrack:
         seen = _observations.get()
         if seen is not None:
             keys = self._tokens if self._keys is None else self._keys
-            seen.append(ClusterObservation(self.grid, self.accel.cluster_grid, keys, self._clusters))
+            seen.append(ClusterObservation(self.layout.grid, self.accel.cluster_grid, keys, self._clusters))
 
     def _record(self, index: int, states: Tensor) -> None:
         if self.wanted:
@@ -168,19 +193,23 @@ class TokenTrack:
 class TrackedLayer:
     """A block as its host's loop sees it: called like the block, it runs on tokens or clusters."""
 
-    def __init__(self, index: int, layer: nn.Module, norm: str) -> None:
+    def __init__(self, index: int, layer: nn.Module, norm: str, ambient: bool) -> None:
         self.index = index
         self.layer = layer
         self.norm = norm
+        self.ambient = ambient
 
-    def __call__(self, states: Tensor, *args: Any, accel_track: TokenTrack | None = None, **kwargs: Any) -> Tensor:
+    def __call__(self, states: Tensor, *args: Any, accel_track: TokenTrack | None = None, **kwargs: Any) -> Any:
+        if self.ambient:
+            accel_track = ambient_track.get()
         if accel_track is None:
             return self.layer(states, *args, **kwargs)
         states = accel_track.before_layer(self.index, states, getattr(self.layer, self.norm))
-        # What hosts pass by position is the attention mask. A user's is refused, and under export an absent one
-        # arrives as an N x N tensor, which does not fit the clusters.
-        states = self.layer(states, *(None for _ in args), **kwargs)
-        return accel_track.after_layer(self.index, states)
+        args, kwargs = accel_track.block_inputs(accel_track, args, kwargs)
+        output = self.layer(states, *args, **kwargs)
+        if isinstance(output, tuple):
+            return accel_track.after_layer(self.index, output[0]), *output[1:]
+        return accel_track.after_layer(self.index, output)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.__dict__["layer"], name)
@@ -189,16 +218,18 @@ class TrackedLayer:
 class TrackedLayers(nn.ModuleList):
     """A host's list of blocks whose iteration yields tracked blocks: the host's own loop stays untouched.
 
-    Children, and so parameter names, are those of the list that it replaces. `norm` names a block's first LayerNorm.
+    Children, and so parameter names, are those of the list that it replaces. `norm` names a block's first LayerNorm;
+    with `ambient` the track comes from `ambient_track` instead of the keyword `accel_track`.
     """
 
-    def __init__(self, layers: nn.ModuleList, norm: str) -> None:
+    def __init__(self, layers: nn.ModuleList, norm: str, ambient: bool = False) -> None:
         super().__init__(layers)
         self.norm = norm
+        self.ambient = ambient
 
     def __iter__(self) -> Iterator[TrackedLayer]:
         for index, layer in enumerate(self._modules.values()):
-            yield TrackedLayer(index, layer, self.norm)
+            yield TrackedLayer(index, layer, self.norm, self.ambient)
 
     def __getitem__(self, index: int | slice) -> Any:
         # Some hosts loop over a slice; a single index is somebody who wants the module.
