@@ -67,6 +67,8 @@ class FamilyTester:
         flop_ratio: accelerated to dense FLOPs must stay below; tiny models may have most of theirs in the decoder.
         accel: the setting under test.
         tolerance: between different orders of float32 arithmetic, relative to the largest output.
+        secondary: whether another class of this family runs the same blocks; then compiling, exporting and fresh
+            processes, which take most of the time, are tested by `make test-slow` only.
     """
 
     native = None
@@ -80,6 +82,7 @@ class FamilyTester:
     flop_ratio = 0.9
     accel = ACCEL
     tolerance = 1e-5
+    secondary = False
 
     def config(self):
         """A tiny native configuration with large random weights; default ones output about 1e-8 and prove nothing."""
@@ -234,6 +237,7 @@ class FamilyTester:
             for a, b in zip(self.run(off, self.images()), self.run(model, self.images()), strict=True)
         )
 
+    @pytest.mark.graph
     def test_fresh_process_with_and_without_the_package_imported(self, fast, tmp_path):
         if self.auto.__name__.startswith("TokAccel"):
             pytest.skip("AutoBackbone of transformers 5.23 cannot load a folder")
@@ -260,16 +264,19 @@ class FamilyTester:
 
     # 7: graphs
 
+    @pytest.mark.graph
     def test_compiles_without_graph_break(self, fast):
         torch._dynamo.reset()  # its limit of recompilations counts those of all the tests before
         compiled = torch.compile(fast, fullgraph=True, backend="aot_eager")
         self.assert_close(self.run(compiled, self.images()), self.run(fast, self.images()))
 
+    @pytest.mark.graph
     @pytest.mark.parametrize("strict", [True, False])
     def test_exports(self, fast, strict):
         program = torch.export.export(fast, (self.images(),), strict=strict)
         self.assert_close(self.run(program.module(), self.images()), self.run(fast, self.images()))
 
+    @pytest.mark.graph
     def test_onnx_runtime_agrees(self, fast, tmp_path):
         onnxruntime = pytest.importorskip("onnxruntime")
         with torch.no_grad():

@@ -32,10 +32,12 @@ class Dinov2Tester(FamilyTester):
 
 
 class TestDinov2Model(Dinov2Tester):
+    secondary = True
     native, auto = Dinov2Model, AutoModel
 
 
 class TestDinov2ForImageClassification(Dinov2Tester):
+    secondary = True
     native, auto = Dinov2ForImageClassification, AutoModelForImageClassification
 
 

@@ -42,6 +42,7 @@ class DPTTester(FamilyTester):
 
 
 class TestDPTModel(DPTTester):
+    secondary = True
     native, auto = DPTModel, AutoModel
 
 
@@ -64,6 +65,7 @@ class TestDPTForDepthEstimation(DPTTester):
 
 
 class TestDPTForSemanticSegmentation(DPTTester):
+    secondary = True
     native, auto = DPTForSemanticSegmentation, AutoModelForSemanticSegmentation
 
     def test_loss_with_the_auxiliary_head(self, fast):

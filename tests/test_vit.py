@@ -49,6 +49,7 @@ class TestViTForImageClassification(ViTTester):
 
 
 class TestViTForMaskedImageModeling(ViTTester):
+    secondary = True
     native, auto = ViTForMaskedImageModeling, AutoModelForMaskedImageModeling
 
     def test_loss_with_masked_positions(self, fast):

@@ -31,7 +31,7 @@ def contact_sheet(batch: SceneBatch, columns: int) -> Tensor:
 def _measure(args: argparse.Namespace, options: dict) -> str:
     """Return a line on how many images a second are rendered, in this process or by the workers of a loader."""
     if args.workers:
-        data = SceneDataset(args.split, args.images, options["size"], args.seed)
+        data = SceneDataset(args.split, args.images, options["size"], args.seed, args.materials)
         start = time.perf_counter()
         count = sum(len(b["image"]) for b in DataLoader(data, args.batch, num_workers=args.workers))
         where = f"cpu ({args.workers} loader workers, their start included)"
@@ -56,9 +56,16 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--split", default="train")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--materials", default="any", help="any, or typical: a colour of its own for each class")
     parser.add_argument("--sheet", default="scenes.png", help="where to write the contact sheet; empty for none")
     args = parser.parse_args()
-    options = {"size": (args.size, args.size), "split": args.split, "seed": args.seed, "device": args.device}
+    options = {
+        "size": (args.size, args.size),
+        "split": args.split,
+        "seed": args.seed,
+        "device": args.device,
+        "materials": args.materials,
+    }
     print(_measure(args, options))
     if args.sheet:
         from PIL import Image

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from ._classes import MATERIALS
 from ._layout import Scenes, draw_scenes
 from ._random import SPLITS
 from ._render import SceneBatch, render
@@ -22,6 +23,12 @@ _GPU_PIXELS = 1 << 22
 def _check_split(split: str) -> None:
     if split not in SPLITS:
         raise ValueError(f"Unknown split {split!r}: it must be one of {', '.join(SPLITS)}; for example split='train'.")
+
+
+def _check_materials(materials: str) -> None:
+    if materials not in MATERIALS:
+        known = ", ".join(MATERIALS)
+        raise ValueError(f"Unknown materials {materials!r}: it must be one of {known}; e.g. materials='any'.")
 
 
 def _check_size(size: tuple[int, int]) -> tuple[int, int]:
@@ -40,15 +47,16 @@ def _check_integer(name: str, value: int, low: int, example: int) -> None:
         )
 
 
-def _draw(indices: Sequence[int] | Tensor, split: str, seed: int) -> Scenes:
+def _draw(indices: Sequence[int] | Tensor, split: str, seed: int, materials: str) -> Scenes:
     _check_split(split)
+    _check_materials(materials)
     _check_integer("seed", seed, 0, 0)
     values = torch.as_tensor(indices).cpu()
     if values.ndim != 1 or len(values) == 0 or values.is_floating_point() or values.dtype == torch.bool:
         raise ValueError(f"Bad indices {indices!r}: they must be a non-empty list of integers; e.g. indices=[0, 1].")
     if int(values.min()) < 0 or int(values.max()) >= 2**31:
         raise ValueError(f"Bad indices {indices!r}: each must be from 0 to {2**31 - 1}; for example indices=[0, 1].")
-    return draw_scenes(values.long(), split, seed)
+    return draw_scenes(values.long(), split, seed, materials)
 
 
 @torch.no_grad()
@@ -58,6 +66,7 @@ def render_scenes(
     split: str = "train",
     seed: int = 0,
     device: str | torch.device = "cpu",
+    materials: str = "any",
 ) -> SceneBatch:
     """Render toy indoor scenes with a ray caster.
 
@@ -70,16 +79,18 @@ def render_scenes(
         split: "train", "validation" or "test"; no scene belongs to two of them.
         seed: Picks another set of scenes, from 0 to 2**31 - 1.
         device: Where to render; the result stays there.
+        materials: "any", or "typical", where each class has a colour of its own that varies little; the rest of a scene
+            is the same for both.
 
     Returns:
         Image (B, 3, H, W) in [0, 1], depth (B, H, W) in metres along the optical axis, labels (B, H, W) into
         `CLASS_NAMES`, and instances (B, H, W), 0 on room surfaces and otherwise numbering the objects of a scene.
 
     Raises:
-        ValueError: If the split is unknown, or an index, the size or the seed is out of range.
+        ValueError: If the split or the materials are unknown, or an index, the size or the seed is out of range.
     """
     height, width = _check_size(size)
-    scenes, device = _draw(indices, split, seed), torch.device(device)
+    scenes, device = _draw(indices, split, seed, materials), torch.device(device)
     step = max(1, (_CPU_PIXELS if device.type == "cpu" else _GPU_PIXELS) // (height * width))
     starts = range(0, scenes.camera.shape[0], step)
     batches = [render(scenes.select(slice(i, i + step), device), height, width) for i in starts]
@@ -97,16 +108,26 @@ class SceneDataset(Dataset):
         length: Number of scenes.
         size: Height and width in pixels.
         seed: Picks another set of scenes.
+        materials: "any" or "typical", as in `render_scenes`.
 
     Raises:
-        ValueError: If the split is unknown, or the length, the size or the seed is out of range.
+        ValueError: If the split or the materials are unknown, or the length, the size or the seed is out of range.
     """
 
-    def __init__(self, split: str = "train", length: int = 1024, size: tuple[int, int] = (128, 128), seed: int = 0):
+    def __init__(
+        self,
+        split: str = "train",
+        length: int = 1024,
+        size: tuple[int, int] = (128, 128),
+        seed: int = 0,
+        materials: str = "any",
+    ):
         _check_split(split)
+        _check_materials(materials)
         _check_integer("length", length, 1, 1024)
         _check_integer("seed", seed, 0, 0)
         self.split, self.length, self.size, self.seed = split, length, _check_size(size), seed
+        self.materials = materials
 
     def __len__(self) -> int:
         return self.length
@@ -119,7 +140,9 @@ class SceneDataset(Dataset):
         for i in indices:
             if not -self.length <= i < self.length:
                 raise IndexError(f"Index {i} is out of range for a dataset of {self.length} scenes.")
-        batch = render_scenes([i % self.length for i in indices], self.size, self.split, self.seed)
+        batch = render_scenes(
+            [i % self.length for i in indices], self.size, self.split, self.seed, materials=self.materials
+        )
         pixels = (batch.image * 255).round_().to(torch.uint8)
         names = ("image", "depth", "labels", "instances")
         columns = (pixels, batch.depth, batch.labels, batch.instances)
@@ -127,7 +150,11 @@ class SceneDataset(Dataset):
 
 
 def as_datasets(
-    split: str = "train", length: int = 1024, size: tuple[int, int] = (128, 128), seed: int = 0
+    split: str = "train",
+    length: int = 1024,
+    size: tuple[int, int] = (128, 128),
+    seed: int = 0,
+    materials: str = "any",
 ) -> "datasets.Dataset":
     """Render scenes 0 to length - 1 of a split into a `datasets.Dataset`.
 
@@ -136,7 +163,7 @@ def as_datasets(
         (H, W) int64.
 
     Raises:
-        ValueError: If the split is unknown, or the length, the size or the seed is out of range.
+        ValueError: If the split or the materials are unknown, or the length, the size or the seed is out of range.
         ImportError: If the `datasets` package is missing.
     """
     try:
@@ -145,7 +172,7 @@ def as_datasets(
         raise ImportError("as_datasets needs the datasets package: pip install datasets.") from error
     from PIL import Image
 
-    source = SceneDataset(split, length, size, seed)
+    source = SceneDataset(split, length, size, seed, materials)
     shape = source.size
     features = datasets.Features(
         {

@@ -49,3 +49,29 @@ BASE_COLOURS = {
 }
 # How far a drawn colour may lie from its class colour: pictures and balls come in any colour, plants are green.
 COLOUR_SPREAD = {"ceiling": 0.15, "window": 0.15, "plant": 0.2, "lamp": 0.2, "picture": 0.9, "ball": 0.8, "cup": 0.7}
+
+MATERIALS = ("any", "typical")
+# Toy rooms where a colour says much about the class, so that a small model learns to tell the classes apart quickly.
+TYPICAL_COLOURS = {
+    "floor": (0.62, 0.48, 0.34),
+    "ceiling": (0.92, 0.92, 0.90),
+    "wall": (0.80, 0.78, 0.66),
+    "door": (0.42, 0.20, 0.10),
+    "window": (0.65, 0.80, 0.98),
+    "picture": (0.30, 0.10, 0.60),
+    "rug": (0.70, 0.12, 0.20),
+    "table": (0.90, 0.52, 0.15),
+    "chair": (0.10, 0.10, 0.14),
+    "sofa": (0.15, 0.30, 0.80),
+    "cabinet": (0.10, 0.55, 0.55),
+    "shelf": (0.95, 0.55, 0.75),
+    "box": (0.80, 0.72, 0.10),
+    "ball": (0.98, 0.30, 0.10),
+    "pole": (0.45, 0.50, 0.55),
+    "lamp": (0.98, 0.92, 0.55),
+    "cup": (0.85, 0.10, 0.70),
+    "plant": (0.12, 0.55, 0.12),
+    "bin": (0.10, 0.18, 0.40),
+}
+TYPICAL_SPREAD = 0.25
+TYPICAL_SHADE = 0.72

@@ -17,6 +17,9 @@ from ._classes import (
     FLOOR,
     FRONT,
     NUM_STUFF,
+    TYPICAL_COLOURS,
+    TYPICAL_SHADE,
+    TYPICAL_SPREAD,
     WALL,
 )
 from ._furniture import Builder, floor_objects, wall_furniture
@@ -105,16 +108,18 @@ def _rug(b: Builder, yaw: Tensor) -> Tensor:
     return torch.stack([reach * bearing.sin(), reach * bearing.cos(), *half, turn.cos(), turn.sin()], dim=1)
 
 
-def _materials(b: Builder) -> Tensor:
+def _materials(b: Builder, typical: bool) -> Tensor:
     d, count = b.draws, len(b.object_class)
     names = [CLASS_NAMES[c] for c in b.object_class]
-    base = torch.tensor([BASE_COLOURS[n] for n in names])
-    spread = torch.tensor([COLOUR_SPREAD.get(n, 0.4) for n in names])[:, None]
+    base = torch.tensor([(TYPICAL_COLOURS if typical else BASE_COLOURS)[n] for n in names])
+    spread = torch.tensor([TYPICAL_SPREAD if typical else COLOUR_SPREAD.get(n, 0.4) for n in names])[:, None]
     colour = base + spread * (d.uniform(count=count * 3).view(-1, count, 3) - base)
     second = d.uniform(count=count * 3).view(-1, count, 3)
     # Mostly a darker or lighter shade of the first colour, sometimes a different colour altogether.
     shade = (colour * (0.5 + d.uniform(count=count)[..., None])).clamp(max=1.0)
     second = torch.where(d.uniform(count=count)[..., None] < 0.25, second, shade)
+    if typical:  # after the draws, so that both kinds of rooms have the same geometry, textures and light
+        second = TYPICAL_SHADE * colour
     weights = torch.tensor([[0.45, 0.12, 0.23, 0.05, 0.15]]).repeat(count, 1)
     weights[FLOOR] = torch.tensor([0.1, 0.25, 0.1, 0.4, 0.15])
     weights[CEILING] = torch.tensor([0.7, 0.1, 0.0, 0.1, 0.1])
@@ -140,7 +145,7 @@ def _lights(b: Builder, room: Tensor) -> Tensor:
     return torch.stack(rows, dim=1)
 
 
-def draw_scenes(indices: Tensor, split: str, seed: int) -> Scenes:
+def draw_scenes(indices: Tensor, split: str, seed: int, materials: str = "any") -> Scenes:
     """Draw the parameters of the scenes with the given (B,) int64 indices, on the CPU."""
     d = Draws(indices, split, seed)
     b = Builder(d, len(indices))
@@ -172,7 +177,7 @@ def draw_scenes(indices: Tensor, split: str, seed: int) -> Scenes:
         panel_valid=panel_valid,
         rug=_rug(b, yaw),
         object_class=b.object_class,
-        materials=_materials(b),
+        materials=_materials(b, materials == "typical"),
         lights=_lights(b, room),
         tone=torch.cat([tone, d.uniform(0.92, 1.08, count=3)], dim=1),
         keys=d.keys,
