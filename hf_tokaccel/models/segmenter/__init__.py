@@ -1,0 +1,28 @@
+"""Segmenter, which Transformers lacks: the model and its accelerated form."""
+
+from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForSemanticSegmentation
+from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING
+from transformers.models.segformer import SegformerConfig
+
+from .configuration import SegmenterConfig
+from .modeling import (
+    SegmenterForSemanticSegmentation,
+    SegmenterModel,
+    SegmenterPreTrainedModel,
+    segmenter_image_processor,
+)
+
+AutoConfig.register("segmenter", SegmenterConfig, exist_ok=True)
+AutoModel.register(SegmenterConfig, SegmenterModel, exist_ok=True)
+AutoModelForSemanticSegmentation.register(SegmenterConfig, SegmenterForSemanticSegmentation, exist_ok=True)
+AutoImageProcessor.register(
+    SegmenterConfig, image_processor_classes=dict(IMAGE_PROCESSOR_MAPPING[SegformerConfig]), exist_ok=True
+)
+
+__all__ = [
+    "SegmenterConfig",
+    "SegmenterForSemanticSegmentation",
+    "SegmenterModel",
+    "SegmenterPreTrainedModel",
+    "segmenter_image_processor",
+]

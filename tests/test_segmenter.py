@@ -1,0 +1,176 @@
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors import safe_open
+from safetensors.torch import load_file
+from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
+
+from hf_tokaccel.models.segmenter import (
+    SegmenterConfig,
+    SegmenterForSemanticSegmentation,
+    segmenter_image_processor,
+)
+from hf_tokaccel.models.segmenter.keys import to_original_names, to_our_names
+
+GOLDENS = Path(__file__).parent / "goldens"
+ORIGINAL = GOLDENS / "expedit_segmenter_rstrudel_tiny.safetensors"
+TINY = {
+    "image_size": 32,
+    "patch_size": 4,
+    "hidden_size": 32,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 2,
+    "intermediate_size": 64,
+    "decoder_num_attention_heads": 2,
+    "num_labels": 5,
+    "initializer_range": 0.2,
+}
+
+
+def tiny_model(**fields):
+    torch.manual_seed(0)
+    return SegmenterForSemanticSegmentation(SegmenterConfig(**{**TINY, **fields})).eval()
+
+
+def golden_model(path, prefixes, **fields):
+    """The golden's model under our names; `prefixes` maps what its parameters start with to the original's name."""
+    with safe_open(path, "pt") as file:
+        sizes = json.loads(file.metadata()["config"])
+    state = {}
+    for name, value in load_file(path).items():
+        for prefix, original in prefixes.items():
+            if name.startswith(prefix):
+                state[original + name.removeprefix(prefix)] = value
+    config = SegmenterConfig(
+        image_size=sizes["image"],
+        patch_size=sizes["patch"],
+        hidden_size=sizes["dim"],
+        num_hidden_layers=sizes["layers"],
+        num_attention_heads=sizes["heads"],
+        intermediate_size=4 * sizes["dim"],
+        decoder_num_attention_heads=sizes["heads"],
+        num_labels=sizes["n_cls"],
+        **fields,
+    )
+    model = SegmenterForSemanticSegmentation(config).eval()
+    state, _ = to_our_names(to_original_names(state))
+    model.load_state_dict(state)
+    return model
+
+
+def assert_near(actual, expected, tolerance=1e-4):
+    assert actual.shape == expected.shape
+    assert (actual - expected).abs().max() <= tolerance * expected.abs().max()
+
+
+# The original, as rstrudel/segmenter computes it.
+
+
+@pytest.mark.parametrize("decoder", ["mask_transformer", "linear"])
+@pytest.mark.parametrize("case", ["square", "padded_interp"])
+def test_agrees_with_the_original(decoder, case):
+    golden = load_file(ORIGINAL)
+    heads = {"mask_transformer": ("model.decoder.", "masks_grid"), "linear": ("linear_decoder.", "linear_masks_grid")}
+    prefix, output = heads[decoder]
+    model = golden_model(ORIGINAL, {"model.encoder.": "encoder.", prefix: "decoder."}, decoder_type=decoder)
+    image = golden[f"{case}/image"]
+    height, width = image.shape[-2:]
+    padded = F.pad(image, (0, -width % 4, 0, -height % 4))
+    with torch.no_grad():
+        logits, tokens = model(padded).logits, model.segmenter(padded).last_hidden_state
+    assert_near(tokens, golden[f"{case}/encoder_tokens"])
+    assert_near(logits, golden[f"{case}/{output}"])
+    if decoder == "mask_transformer":
+        resized = F.interpolate(logits, size=padded.shape[-2:], mode="bilinear")[..., :height, :width]
+        assert_near(resized, golden[f"{case}/masks"])
+
+
+# What Transformers expects of a model.
+
+
+def test_loss_is_that_of_the_resized_logits_without_ignored_pixels():
+    model, images = tiny_model(), torch.randn(2, 3, 32, 32)
+    labels = torch.randint(0, 5, (2, 20, 24))
+    labels[:, :7] = 255
+    output = model(images, labels=labels)
+    logits = F.interpolate(output.logits, size=(20, 24), mode="bilinear", align_corners=False)
+    expected = -logits.log_softmax(1).gather(1, labels.clamp(max=4)[:, None])[:, 0][labels != 255].mean()
+    torch.testing.assert_close(output.loss, expected)
+    labels[:, :7] = 0
+    assert not torch.allclose(model(images, labels=labels).loss, expected)
+
+
+def test_loss_of_one_class_is_binary():
+    model, images = tiny_model(num_labels=1, decoder_type="linear"), torch.randn(1, 3, 32, 32)
+    labels = torch.randint(0, 2, (1, 32, 32))
+    labels[:, 20:] = 255
+    output = model(images, labels=labels)
+    logits = F.interpolate(output.logits, size=(32, 32), mode="bilinear")[:, 0]
+    probability = torch.where(labels == 1, logits.sigmoid(), 1 - logits.sigmoid())
+    torch.testing.assert_close(output.loss, -probability.log()[labels != 255].mean())
+
+
+def test_position_embeddings_follow_the_image():
+    model = tiny_model(image_size=[32, 48])
+    for size, grid in (((32, 48), (8, 12)), ((48, 32), (12, 8)), ((8, 100), (2, 25))):
+        assert model(torch.randn(1, 3, *size)).logits.shape == (1, 5, *grid)
+    with pytest.raises(ValueError, match=r"interpolate_pos_encoding=False.*\(12, 8\).*\(8, 12\)"):
+        model(torch.randn(1, 3, 48, 32), interpolate_pos_encoding=False)
+    with pytest.raises(ValueError, match=r"image size \(33, 48\).*multiples of the patch size.*\(32, 48\)"):
+        model(torch.randn(1, 3, 33, 48))
+
+
+@pytest.mark.parametrize("decoder", ["mask_transformer", "linear"])
+def test_trains_with_checkpointing_in_every_attention(decoder):
+    gradients = []
+    for implementation, checkpointing in (("eager", False), ("sdpa", False), ("sdpa", True)):
+        model = tiny_model(decoder_type=decoder, decoder_dropout_prob=0.0).train()
+        model.set_attn_implementation(implementation)
+        if checkpointing:
+            model.gradient_checkpointing_enable()
+        generator = torch.Generator().manual_seed(0)
+        labels = torch.randint(0, 5, (2, 32, 32), generator=generator)
+        model(torch.randn(2, 3, 32, 32, generator=generator), labels=labels).loss.backward()
+        gradients.append({name: p.grad for name, p in model.named_parameters()})
+    for others in gradients[1:]:
+        for name, gradient in gradients[0].items():
+            assert gradient.abs().max() > 0, name
+            torch.testing.assert_close(others[name], gradient, rtol=1e-3, atol=1e-5)
+
+
+def test_distillation_token_comes_second_and_takes_part():
+    model, images = tiny_model(distilled=True), torch.randn(1, 3, 32, 48)
+    tokens = model.segmenter(images).last_hidden_state
+    assert tokens.shape == (1, 2 + 8 * 12, 32)
+    before = model(images).logits
+    with torch.no_grad():
+        model.segmenter.embeddings.distillation_token += 1
+    assert not torch.allclose(model(images).logits, before)
+
+
+def test_bad_fields_are_named_with_what_works():
+    with pytest.raises(ValueError, match=r"decoder_type='fcn'.*linear"):
+        SegmenterConfig(decoder_type="fcn")
+    with pytest.raises(ValueError, match=r"num_attention_heads=5.*hidden_size=768"):
+        SegmenterConfig(num_attention_heads=5)
+    with pytest.raises(ValueError, match=r"decoder_num_attention_heads=0.*decoder_hidden_size=768"):
+        SegmenterConfig(decoder_num_attention_heads=0)
+
+
+def test_folder_loads_with_auto_classes_and_keeps_the_original_normalisation(tmp_path):
+    model = tiny_model(image_size=[32, 48])
+    model.save_pretrained(tmp_path)
+    segmenter_image_processor(model.config).save_pretrained(tmp_path)
+    processor = AutoImageProcessor.from_pretrained(tmp_path)
+    image = torch.randint(0, 256, (3, 64, 64), dtype=torch.uint8)
+    pixels = processor(image, return_tensors="pt").pixel_values
+    assert pixels.shape == (1, 3, 32, 48)
+    expected = processor(image, do_resize=False, return_tensors="pt").pixel_values[0]
+    torch.testing.assert_close(expected, (image.float() - 127.5) / 127.5)
+    loaded = AutoModelForSemanticSegmentation.from_pretrained(tmp_path).eval()
+    assert torch.equal(loaded(pixels).logits, model(pixels).logits)
+    maps = processor.post_process_semantic_segmentation(loaded(pixels), target_sizes=[(64, 64)])
+    assert maps[0].shape == (64, 64)
