@@ -106,9 +106,10 @@ def _register_auto_models(family: Family) -> None:
     for auto_class in {AutoModel, *auto_classes}:
         native = auto_class._model_mapping.get(family.native_config, None)
         candidates = native if isinstance(native, (tuple, list)) else (native,)
-        for candidate in candidates:
-            if accelerated_class(candidate) in family.models:
-                auto_class.register(family.config, accelerated_class(candidate), exist_ok=True)
+        ours = tuple(accelerated_class(c) for c in candidates if accelerated_class(c) in family.models)
+        if ours:
+            # Of several, Auto classes pick the one that `architectures` in config.json names.
+            auto_class.register(family.config, ours if len(ours) > 1 else ours[0], exist_ok=True)
     for cls in family.models:
         if issubclass(cls, BackboneMixin):
             AutoBackbone.register(family.config, cls, exist_ok=True)
