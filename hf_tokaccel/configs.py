@@ -20,6 +20,7 @@ class AcceleratedConfig:
         accel: the setting as a plain dict, or None; a dataclass is accepted and stored as a dict, nothing left open.
         accel_expansion: the expansion that was released for this family, or fits it best where none was.
         accel_normalization: likewise.
+        accel_decodes_clusters: whether this family has a decoder that can run on clusters, see `decode_clusters`.
         accel_fixed_image_size: whether forward accepts only `image_size` unless told otherwise.
     """
 
@@ -27,6 +28,7 @@ class AcceleratedConfig:
 
     accel_expansion = "soft"
     accel_normalization = "l2"
+    accel_decodes_clusters = False
     accel_fixed_image_size = False
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -70,7 +72,7 @@ class AcceleratedConfig:
         # Set by the host's __post_init__: from there on its sub-configs and depth are known.
         if "_name_or_path" in self.__dict__:
             setting.check_depth(self.accel_host().num_hidden_layers)
-        return setting.resolve(self.accel_expansion, self.accel_normalization)
+        return setting.resolve(self.accel_expansion, self.accel_normalization, self.accel_decodes_clusters)
 
     @classmethod
     def register_for_auto_class(cls, auto_class: str = "AutoConfig") -> None:

@@ -54,6 +54,9 @@ class TokenClusteringConfig:
             what was released for the model family.
         similarity_on: `"tokens"` compares the residual stream (released), `"normalized"` compares it after the first
             LayerNorm of the block that follows.
+        decode_clusters: of Segmenter only, None elsewhere: whether its decoder runs on the clusters and class logits
+            are reconstructed (released), or features are, before the decoder. None is True, except with
+            `expansion="delta"` or `reconstruct_after`, which both give the decoder all tokens.
 
     Raises:
         ValueError: on any value outside of what is written above; the message names a value that works.
@@ -70,6 +73,7 @@ class TokenClusteringConfig:
     normalization: str | None = None
     expansion: str | None = None
     similarity_on: str = "tokens"
+    decode_clusters: bool | None = None
     method: str = "token_clustering"
     version: str = __version__
 
@@ -79,6 +83,7 @@ class TokenClusteringConfig:
         self._check_schedule()
         self._check_clustering()
         self._check_reconstruction()
+        self._check_decoder()
 
     def _check_schedule(self) -> None:
         after = self.cluster_after
@@ -112,6 +117,13 @@ class TokenClusteringConfig:
         contradiction = self.expansion == "delta" and self.normalization == "l2"
         _require(not contradiction, "normalization", "l2", "'l1' when expansion='delta'", "l1")
 
+    def _check_decoder(self) -> None:
+        choice = self.decode_clusters
+        _require(choice is None or isinstance(choice, bool), "decode_clusters", choice, "None, True or False", None)
+        allowed = "None or False with expansion='delta' or reconstruct_after, which give the decoder all tokens"
+        contradiction = choice and (self.expansion == "delta" or self.reconstruct_after is not None)
+        _require(not contradiction, "decode_clusters", choice, allowed, False)
+
     @staticmethod
     def _check_window(name: str, side: Any) -> None:
         example = side + 1 if _is_int(side) and side > 0 else 5
@@ -143,14 +155,25 @@ class TokenClusteringConfig:
         """The plain dict that goes into config.json; None is kept, so that a reader sees every setting."""
         return asdict(self) | {"cluster_grid": list(self.cluster_grid)}
 
-    def resolve(self, expansion: str, normalization: str) -> "TokenClusteringConfig":
-        """Fills what was left to the model family, so that what is saved says what is run."""
+    def resolve(self, expansion: str, normalization: str, decodes_clusters: bool = False) -> "TokenClusteringConfig":
+        """Fills what was left to the model family, so that what is saved says what is run.
+
+        Raises:
+            ValueError: when `decode_clusters` is set for a family whose decoder cannot run on clusters.
+        """
+        allowed = "None for this model: only Segmenter has a decoder that can run on clusters"
+        _require(
+            decodes_clusters or self.decode_clusters is None, "decode_clusters", self.decode_clusters, allowed, None
+        )
         expansion = self.expansion or expansion
         if self.normalization is None:
             normalization = "l1" if expansion == "delta" else normalization
         else:
             normalization = self.normalization
-        return replace(self, expansion=expansion, normalization=normalization)
+        decode = self.decode_clusters
+        if decodes_clusters and decode is None:
+            decode = expansion != "delta" and self.reconstruct_after is None
+        return replace(self, expansion=expansion, normalization=normalization, decode_clusters=decode)
 
     def check_depth(self, depth: int) -> None:
         """Raises ValueError where the schedule does not fit `depth` blocks."""

@@ -49,8 +49,8 @@ _accelerated: dict[type, type] = {}
 
 
 def native_class(cls: type) -> type | None:
-    """The class of Transformers that an accelerated class stands for; None where Transformers has none."""
-    return cls.__dict__.get("native_class", _transformers_base(cls))
+    """The class that an accelerated class stands for, of Transformers or else our own; None where there is none."""
+    return cls.__dict__["native_class"] if "native_class" in cls.__dict__ else _transformers_base(cls)
 
 
 def _transformers_base(cls: type) -> type:
@@ -85,7 +85,7 @@ def register_family(
     _register_conversions(config.model_type, family.name)
     for cls in (*models, *parts):
         if issubclass(cls, PreTrainedModel):
-            _register_conversions(cls.__name__, _transformers_base(cls).__name__)
+            _register_conversions(cls.__name__, (native_class(cls) or _transformers_base(cls)).__name__)
     _register_auto_models(family)
     _register_image_processor(family)
 

@@ -2,8 +2,9 @@ import dataclasses
 import json
 
 import pytest
+from transformers import Dinov2Config, DPTConfig, ViTConfig
 
-from hf_tokaccel import TokenClusteringConfig
+from hf_tokaccel import TokenClusteringConfig, accelerate_config
 
 GOOD = {"cluster_after": 6, "cluster_grid": (16, 16)}
 
@@ -40,6 +41,7 @@ def test_one_side_is_a_square():
         ("normalization", "l3", "normalization='l1'"),
         ("expansion", "hard", "expansion='soft'"),
         ("similarity_on", "keys", "similarity_on='tokens'"),
+        ("decode_clusters", "yes", "decode_clusters=None"),
         ("method", "merging", "method='token_clustering'"),
     ],
 )
@@ -72,6 +74,36 @@ def test_unknown_and_missing_keys_are_named():
 def test_what_is_left_open_follows_the_family(given, expansion, normalization):
     resolved = TokenClusteringConfig(**GOOD, **given).resolve("nearest", "l2")
     assert (resolved.expansion, resolved.normalization) == (expansion, normalization)
+
+
+@pytest.mark.parametrize(
+    ("given", "decodes"),
+    [
+        ({}, True),
+        ({"expansion": "nearest"}, True),
+        ({"decode_clusters": False}, False),
+        ({"expansion": "delta"}, False),
+        ({"reconstruct_after": 9}, False),
+        ({"reconstruct_after": 9, "decode_clusters": False}, False),
+    ],
+)
+def test_a_decoder_runs_on_clusters_where_it_can_unless_told_otherwise(given, decodes):
+    assert TokenClusteringConfig(**GOOD, **given).resolve("soft", "l2", True).decode_clusters is decodes
+
+
+@pytest.mark.parametrize("other", [{"expansion": "delta"}, {"reconstruct_after": 9}])
+def test_a_decoder_cannot_run_on_clusters_that_are_gone(other):
+    with pytest.raises(ValueError, match=r"decode_clusters=True .*expansion='delta' or reconstruct_after"):
+        TokenClusteringConfig(**GOOD, **other, decode_clusters=True)
+
+
+@pytest.mark.parametrize("choice", [True, False])
+def test_a_family_without_such_a_decoder_refuses_the_choice(choice):
+    setting = TokenClusteringConfig(**GOOD, decode_clusters=choice)
+    assert TokenClusteringConfig(**GOOD).resolve("soft", "l2").decode_clusters is None
+    for config in (DPTConfig(), Dinov2Config(), ViTConfig(image_size=512)):
+        with pytest.raises(ValueError, match=rf"decode_clusters={choice} .*only Segmenter.*decode_clusters=None"):
+            accelerate_config(config, setting)
 
 
 def test_a_grid_that_does_not_fit_is_refused_with_one_that_does():

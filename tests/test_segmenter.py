@@ -4,18 +4,22 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from family import ACCEL, FamilyTester
 from safetensors import safe_open
 from safetensors.torch import load_file
-from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
+from transformers import AutoImageProcessor, AutoModel, AutoModelForSemanticSegmentation
 
+import hf_tokaccel as ta
 from hf_tokaccel.models.segmenter import (
     SegmenterConfig,
     SegmenterForSemanticSegmentation,
+    SegmenterModel,
     segmenter_image_processor,
 )
 from hf_tokaccel.models.segmenter.keys import to_original_names, to_our_names
 
 GOLDENS = Path(__file__).parent / "goldens"
+EXPEDIT = GOLDENS / "expedit_segmenter_vit_8x8_4x4.safetensors"
 ORIGINAL = GOLDENS / "expedit_segmenter_rstrudel_tiny.safetensors"
 TINY = {
     "image_size": 32,
@@ -174,3 +178,134 @@ def test_folder_loads_with_auto_classes_and_keeps_the_original_normalisation(tmp
     assert torch.equal(loaded(pixels).logits, model(pixels).logits)
     maps = processor.post_process_semantic_segmentation(loaded(pixels), target_sizes=[(64, 64)])
     assert maps[0].shape == (64, 64)
+
+
+# Accelerated.
+
+
+class SegmenterTester(FamilyTester):
+    def config(self):
+        return SegmenterConfig(**TINY)
+
+
+class TestSegmenterForSemanticSegmentation(SegmenterTester):
+    native, auto = SegmenterForSemanticSegmentation, AutoModelForSemanticSegmentation
+
+
+class TestSegmenterWithFeaturesReconstructed(SegmenterTester):
+    secondary = True
+    native, auto = SegmenterForSemanticSegmentation, AutoModelForSemanticSegmentation
+    accel = {**ACCEL, "decode_clusters": False}
+
+
+class TestSegmenterWithLinearDecoder(SegmenterTester):
+    secondary = True
+    native, auto = SegmenterForSemanticSegmentation, AutoModelForSemanticSegmentation
+
+    def config(self):
+        return SegmenterConfig(**TINY, decoder_type="linear")
+
+
+class TestSegmenterModel(SegmenterTester):
+    secondary = True
+    native, auto = SegmenterModel, AutoModel
+
+    def config(self):
+        return SegmenterConfig(**TINY, distilled=True)
+
+
+RELEASED = {
+    "cluster_after": 1,
+    "cluster_grid": 4,
+    "inverse_temperature": 0.02,
+    "window": 5,
+    "neighbors": 6,
+    "expansion": "soft",
+    "normalization": "l2",
+}
+
+
+def expedit_model():
+    return golden_model(EXPEDIT, {"backbone.": "backbone.", "decode_head.": "decode_head."}, layer_norm_eps=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("order", "accel"),
+    [
+        ("baseline", None),
+        ("released", RELEASED),
+        ("released", {**RELEASED, "expansion": None, "normalization": None}),
+        ("in_backbone", {**RELEASED, "decode_clusters": False}),
+        ("in_backbone", {**RELEASED, "reconstruct_after": 4}),
+    ],
+)
+def test_agrees_with_expedit(order, accel):
+    golden, model = load_file(EXPEDIT), ta.accelerate(expedit_model(), accel)
+    with torch.no_grad():
+        logits = model(golden["image"]).logits
+        tokens = model.segmenter(golden["image"]).last_hidden_state
+    if order == "released":
+        assert_near(logits, golden["released/logits_reconstructed"].transpose(1, 2).unflatten(2, (8, 8)))
+    else:
+        assert_near(logits, golden[f"{order}/logits"])
+        assert_near(tokens[:, 1:].transpose(1, 2).unflatten(2, (8, 8)), golden[f"{order}/features"])
+    assert_near(F.interpolate(logits, size=32, mode="bilinear"), golden[f"{order}/output"])
+
+
+def test_expedit_intermediates():
+    golden, model = load_file(EXPEDIT), ta.accelerate(expedit_model(), RELEASED)
+    seen = {}
+    model.segmenter.layernorm.register_forward_hook(lambda module, args, output: seen.update(tokens=output))
+    model.decode_head.register_forward_hook(lambda module, args, output: seen.update(logits=output))
+    with torch.no_grad(), ta.observe_clusters() as clusterings:
+        model(golden["image"])
+    assert_near(clusterings[0].clusters.centroids, golden["released/feat_after_pooling"])
+    assert_near(seen["tokens"][:, 1:].transpose(1, 2).unflatten(2, (4, 4)), golden["released/features"])
+    assert_near(seen["logits"].transpose(1, 2).unflatten(2, (4, 4)), golden["released/logits_clustered"])
+
+
+def test_linear_decoder_in_both_orders():
+    # A linear layer and a weighted sum commute, except for the bias, which weights of the L2 norm scale as well.
+    model = tiny_model(decoder_type="linear")
+    with torch.no_grad():
+        model.decode_head.bias.normal_(generator=torch.Generator().manual_seed(2))
+    images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+
+    def logits(**fields):
+        with torch.no_grad():
+            return ta.accelerate(model, {**ACCEL, **fields})(images).logits
+
+    for normalization, same in (("l1", True), ("l2", False)):
+        first, second = (logits(normalization=normalization, decode_clusters=choice) for choice in (True, False))
+        assert torch.allclose(first, second, atol=1e-4) is same
+
+
+def test_delta_is_rebuilt_before_the_last_layernorm():
+    model = ta.accelerate(tiny_model(), {**ACCEL, "expansion": "delta"})
+    images = torch.randn(1, 3, 32, 32)
+    with torch.no_grad():
+        states = model(images, output_hidden_states=True).hidden_states
+        tokens = model.segmenter(images).last_hidden_state
+    torch.testing.assert_close(tokens, model.segmenter.layernorm(states[-1]))
+    assert model.config.accel["decode_clusters"] is False
+
+
+def test_soft_is_rebuilt_after_the_last_layernorm():
+    model = ta.accelerate(tiny_model(), {**ACCEL, "decode_clusters": False})
+    images = torch.randn(1, 3, 32, 32)
+    with torch.no_grad():
+        states = model(images, output_hidden_states=True).hidden_states
+        tokens = model.segmenter(images).last_hidden_state
+    assert not torch.allclose(tokens, model.segmenter.layernorm(states[-1]), atol=1e-2)
+
+
+def test_decoder_on_clusters_plans_once_and_costs_less():
+    from torch.utils.flop_counter import FlopCounterMode
+
+    flops = []
+    for choice in (True, False):
+        model = ta.accelerate(tiny_model(), {**ACCEL, "decode_clusters": choice})
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            model(torch.randn(1, 3, 32, 32))
+        flops.append(counter.get_total_flops())
+    assert flops[0] < flops[1]

@@ -19,10 +19,20 @@ AutoImageProcessor.register(
     SegmenterConfig, image_processor_classes=dict(IMAGE_PROCESSOR_MAPPING[SegformerConfig]), exist_ok=True
 )
 
+# Needs the registrations above.
+from .accelerated import (  # noqa: E402
+    TokAccelSegmenterConfig,
+    TokAccelSegmenterForSemanticSegmentation,
+    TokAccelSegmenterModel,
+)
+
 __all__ = [
     "SegmenterConfig",
     "SegmenterForSemanticSegmentation",
     "SegmenterModel",
     "SegmenterPreTrainedModel",
+    "TokAccelSegmenterConfig",
+    "TokAccelSegmenterForSemanticSegmentation",
+    "TokAccelSegmenterModel",
     "segmenter_image_processor",
 ]

@@ -1,0 +1,102 @@
+"""Accelerated Segmenter: clusters in the encoder, and by default in the decoder too, as released."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+
+from ...configs import AcceleratedConfig
+from ...functional import reconstruct_tokens
+from ...layout import TokenLayout
+from ...modeling import AcceleratedModel, enter, record
+from ...registry import register_family
+from ...track import TokenTrack
+from .configuration import SegmenterConfig
+from .modeling import SegmenterForSemanticSegmentation, SegmenterModel, pair, token_grid
+
+
+class TokAccelSegmenterConfig(AcceleratedConfig, SegmenterConfig):
+    """`SegmenterConfig` with `accel`.
+
+    Released Segmenter sums softly with the L2 norm: class logits with `decode_clusters`, else features after the last
+    LayerNorm. Only `"delta"` rebuilds before that LayerNorm, since it adds to the tokens of an earlier block.
+    """
+
+    model_type = "tokaccel_segmenter"
+    native_class = SegmenterConfig
+    accel_decodes_clusters = True
+
+
+class _AcceleratedSegmenter(AcceleratedModel):
+    @property
+    def accel_prefix(self) -> int:
+        return self.config.num_prefix_tokens
+
+    def accel_layout(self, arguments: dict[str, Any]) -> TokenLayout:
+        return TokenLayout(token_grid(arguments["pixel_values"], pair(self.config.patch_size)), self.accel_prefix)
+
+
+def _leave_last_clustered(forward: Callable) -> Callable:
+    """After the last block clusters stay clusters, to be rebuilt behind the LayerNorm; except those of `"delta"`."""
+
+    @functools.wraps(forward)
+    def wrapped(self, *args, **kwargs):
+        if self.accel is not None:
+            kwargs["accel_final"] = self.accel.expansion == "delta"
+        return forward(self, *args, **kwargs)
+
+    return wrapped
+
+
+def _rebuild_last(native_forward: Callable) -> Callable:
+    """Rebuilds the patch tokens of `last_hidden_state`, if they are still clusters."""
+
+    @functools.wraps(native_forward)
+    def forward(self, *args, **kwargs):
+        track = kwargs.get("accel_track")
+        output = native_forward(self, *args, **kwargs)
+        if track is None or not track.clustered:
+            return output
+        return type(output)(**{**output, "last_hidden_state": track.full(output.last_hidden_state)})
+
+    return forward
+
+
+_run_within = record(SegmenterModel.forward)
+_run_alone = _leave_last_clustered(enter(record(_rebuild_last(SegmenterModel.forward))))
+
+
+class TokAccelSegmenterModel(_AcceleratedSegmenter, SegmenterModel):
+    """Tokens (B, prefix + N, hidden_size); within the segmentation model it returns clusters and leaves them to it."""
+
+    config: TokAccelSegmenterConfig
+    native_class = SegmenterModel
+    accel_layers = "layers"
+
+    @functools.wraps(SegmenterModel.forward)
+    def forward(self, *args, **kwargs):
+        run = _run_alone if kwargs.get("accel_track") is None else _run_within
+        return run(self, *args, **kwargs)
+
+
+class TokAccelSegmenterForSemanticSegmentation(_AcceleratedSegmenter, SegmenterForSemanticSegmentation):
+    config: TokAccelSegmenterConfig
+    native_class = SegmenterForSemanticSegmentation
+    accel_parts = ("segmenter",)
+    forward = _leave_last_clustered(enter(SegmenterForSemanticSegmentation.forward))
+
+    def classify(self, tokens: Tensor, accel_track: TokenTrack | None = None, **kwargs: Any) -> Tensor:
+        if accel_track is None or not accel_track.clustered:
+            return self.decode_head(tokens)
+        if self.accel.decode_clusters:
+            logits = self.decode_head(tokens)
+            return reconstruct_tokens(logits, accel_track.plan_for(logits))
+        return self.decode_head(reconstruct_tokens(tokens, accel_track.plan_for(tokens)))
+
+
+register_family(
+    TokAccelSegmenterConfig,
+    (TokAccelSegmenterModel, TokAccelSegmenterForSemanticSegmentation),
+    note="the native model is ours too; released: the decoder runs on clusters and logits are reconstructed",
+)
