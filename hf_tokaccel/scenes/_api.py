@@ -79,8 +79,8 @@ def render_scenes(
         split: "train", "validation" or "test"; no scene belongs to two of them.
         seed: Picks another set of scenes, from 0 to 2**31 - 1.
         device: Where to render; the result stays there.
-        materials: "any", or "typical", where each class has a colour of its own that varies little; the rest of a scene
-            is the same for both.
+        materials: "any", or "typical", where each class has a colour of its own that varies little; everything else
+            about a scene is the same for both.
 
     Returns:
         Image (B, 3, H, W) in [0, 1], depth (B, H, W) in metres along the optical axis, labels (B, H, W) into
