@@ -1,6 +1,7 @@
 """How a host's hidden states hold the patch tokens that are clustered."""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -16,19 +17,22 @@ class TokenLayout:
         self.grid = grid
         self.prefix = prefix
 
-    def split(self, states: Tensor) -> tuple[Tensor | None, Tensor]:
-        """What bypasses clustering, and the tokens or clusters (B', N, C); B' counts what is clustered on its own."""
+    def split(self, states: Tensor, grid: tuple[int, int]) -> tuple[Tensor | None, Tensor]:
+        """What bypasses clustering, and the tokens or clusters (B', h * w, C) of a grid (h, w).
+
+        B' counts what is clustered on its own.
+        """
         return states[:, : self.prefix], states[:, self.prefix :]
 
     def join(self, kept: Tensor | None, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
-        """The inverse of `split`, for tokens or clusters (B', h * w, C) of a grid (h, w)."""
+        """The inverse of `split`."""
         return torch.cat((kept, tokens), dim=1)
 
 
 class MapLayout(TokenLayout):
     """A map (B, C, H, W)."""
 
-    def split(self, states: Tensor) -> tuple[None, Tensor]:
+    def split(self, states: Tensor, grid: tuple[int, int]) -> tuple[None, Tensor]:
         return None, states.flatten(2).transpose(1, 2)
 
     def join(self, kept: None, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
@@ -48,9 +52,46 @@ class SliceLayout(TokenLayout):
         super().__init__(grid, prefix)
         self.slices = slices
 
-    def split(self, states: Tensor) -> tuple[Tensor, Tensor]:
-        kept, tokens = super().split(states)
+    def split(self, states: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        kept, tokens = super().split(states, grid)
         return kept, tokens.unflatten(1, (self.slices, -1)).flatten(0, 1)
 
     def join(self, kept: Tensor, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
         return super().join(kept, tokens.unflatten(0, (-1, self.slices)).flatten(1, 2), grid)
+
+
+class WindowLayout(TokenLayout):
+    """A map (B, C, H, W) under window attention: every window is clustered on its own (Expedit's SAM and Swin).
+
+    Tokens are zero-padded at the bottom and right to whole windows, row-major and not shifted; padding is clustered
+    like tokens, as released. Clusters are put back as the windows of a smaller map, padding included.
+
+    Args:
+        size: (H, W) of the map.
+        window: side of a window in tokens.
+        channels_last: whether states are (B, H, W, C).
+    """
+
+    def __init__(self, size: tuple[int, int], window: int, channels_last: bool = False) -> None:
+        super().__init__((window, window), prefix=0)
+        self.size = size
+        self.windows = tuple(-(-side // window) for side in size)
+        self.channels_last = channels_last
+
+    def split(self, states: Tensor, grid: tuple[int, int]) -> tuple[None, Tensor]:
+        if not self.channels_last:
+            states = states.movedim(1, -1)
+        if grid == self.grid:
+            bottom, right = (
+                count * side - tokens for count, side, tokens in zip(self.windows, grid, self.size, strict=True)
+            )
+            states = F.pad(states, (0, 0, 0, right, 0, bottom))
+        tiles = states.unflatten(2, (self.windows[1], grid[1])).unflatten(1, (self.windows[0], grid[0]))
+        return None, tiles.transpose(2, 3).flatten(3, 4).flatten(0, 2)
+
+    def join(self, kept: None, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
+        tiles = tokens.unflatten(0, (-1, *self.windows)).unflatten(3, grid)
+        states = tiles.transpose(2, 3).flatten(3, 4).flatten(1, 2)
+        if grid == self.grid:
+            states = states[:, : self.size[0], : self.size[1]]
+        return states if self.channels_last else states.movedim(-1, 1)

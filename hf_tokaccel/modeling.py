@@ -26,7 +26,7 @@ from .configuration import TokenClusteringConfig
 from .graft import transplant
 from .layout import TokenLayout
 from .registry import accelerated_class, unsupported
-from .track import TokenTrack, TrackedLayers, ambient_track
+from .track import TokenTrack, TrackedLayers, ambient_read, ambient_track
 
 
 class AcceleratedModel:
@@ -35,7 +35,7 @@ class AcceleratedModel:
     Class attributes describe the family:
         accel_layers: dotted path of the list of blocks, if this class runs them.
         accel_norm: name of a block's first LayerNorm.
-        accel_parts: names of children to replace by their accelerated classes.
+        accel_parts: dotted paths of parts to replace by their accelerated classes.
         accel_prefix: tokens before the patches.
         accel_ambient: whether the track has to reach the blocks past a forward that hands no keywords down to them.
         native_class: the host's class, None where Transformers has none; found from the bases if absent.
@@ -61,10 +61,12 @@ class AcceleratedModel:
         self.accel = accel
         if accel is None:
             return
-        for name in self.accel_parts:
-            native = getattr(self, name, None)
+        for path in self.accel_parts:
+            owner_name, _, name = path.rpartition(".")
+            owner = self.get_submodule(owner_name)
+            native = getattr(owner, name, None)
             if native is not None:
-                setattr(self, name, _graft(native, accel))
+                setattr(owner, name, _graft(native, accel))
         if self.accel_layers:
             owner_name, _, name = self.accel_layers.rpartition(".")
             owner = self.get_submodule(owner_name)
@@ -155,6 +157,8 @@ def enter(native_forward: Callable, reads: Callable[[Any], Collection[int]] | No
 
     @functools.wraps(native_forward)
     def forward(self, *args, **kwargs):
+        if self.accel_ambient:
+            kwargs = {**(ambient_read.get() or {}), **kwargs}
         read = kwargs.pop("accel_read", None)
         final = kwargs.pop("accel_final", True)
         if self.accel is None:
@@ -260,19 +264,32 @@ def loop(native_forward: Callable, layers: str = "layer", *, captures: bool = Fa
     return forward
 
 
-def read(native_forward: Callable, indices: Callable[[Any], Collection[int]], *, patches: bool = True) -> Callable:
+def read(
+    native_forward: Callable,
+    indices: Callable[[Any], Collection[int]],
+    *,
+    patches: bool | Callable[[Any], bool] = True,
+) -> Callable:
     """Wraps a head's forward.
 
     Args:
         native_forward: the head's method.
         indices: the hidden states that the head reads, given the model.
-        patches: whether it reads the patch tokens of the last hidden state.
+        patches: whether it reads the patch tokens of the last hidden state, or a function of the model that says so.
     """
 
     @functools.wraps(native_forward)
     def forward(self, *args, **kwargs):
-        if self.accel is not None and not wanted_hidden_states(self, kwargs):
-            kwargs.update(accel_read=tuple(indices(self)), accel_final=patches)
-        return native_forward(self, *args, **kwargs)
+        if self.accel is None or wanted_hidden_states(self, kwargs):
+            return native_forward(self, *args, **kwargs)
+        final = patches(self) if callable(patches) else patches
+        reads = {"accel_read": tuple(indices(self)), "accel_final": final}
+        if not self.accel_ambient:
+            return native_forward(self, *args, **{**kwargs, **reads})
+        token = ambient_read.set(reads)
+        try:
+            return native_forward(self, *args, **kwargs)
+        finally:
+            ambient_read.reset(token)
 
     return forward

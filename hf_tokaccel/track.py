@@ -49,6 +49,8 @@ def observe_clusters() -> Iterator[list[ClusterObservation]]:
 
 # The track of hosts whose forward hands no keywords down to its blocks; theirs only, and only while they run.
 ambient_track = CompileableContextVar("tokaccel_track")
+# What the head around such a host reads of it; see `modeling.read`.
+ambient_read = CompileableContextVar("tokaccel_read")
 
 
 def _only_states(track: "TokenTrack", args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
@@ -87,6 +89,7 @@ class TokenTrack:
         self.block_inputs = block_inputs
         self.positions = positions
         self.cluster_positions: Tensor | None = None
+        self.memo: dict[str, Any] = {}  # what a host's block inputs compute once per pass
         self.hidden_states: list[Tensor | None] = []
         self.clustered = False
         self.blocks_run = 0
@@ -115,7 +118,7 @@ class TokenTrack:
         """States brought back to all tokens; what bypasses clustering is as given."""
         if not self.clustered:
             return states
-        kept, refined = self.layout.split(states)
+        kept, refined = self.layout.split(states, self.accel.cluster_grid)
         return self.layout.join(kept, reconstruct_tokens(refined, self.plan_for(refined)), self.layout.grid)
 
     def plan_for(self, refined: Tensor):
@@ -150,7 +153,7 @@ class TokenTrack:
 
     def _cluster(self, states: Tensor, norm: nn.Module | None) -> Tensor:
         accel, layout = self.accel, self.layout
-        kept, tokens = layout.split(states)
+        kept, tokens = layout.split(states, layout.grid)
         self._tokens = tokens
         self._keys = norm(tokens) if accel.similarity_on == "normalized" else None
         averaged, keys = tokens, self._keys
