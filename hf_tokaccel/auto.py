@@ -73,7 +73,10 @@ def accelerate(
     cls = accelerated_class(native_type)
     if cls is None:
         if isinstance(config, AcceleratedConfig):
-            names = sorted(c.__name__ for c in FAMILIES[native_class(type(config)).model_type].models)
+            family = FAMILIES[native_class(type(config)).model_type]
+            if native_type in family.refused:
+                raise ValueError(f"{native_type.__name__} cannot be accelerated: {family.refused[native_type]}.")
+            names = sorted(c.__name__ for c in family.models)
             raise unsupported(f"{native_type.__name__} (of this family: {', '.join(names)})")
         # A native head reaches its accelerated backbone through AutoBackbone.
         cls = native_type

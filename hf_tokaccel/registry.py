@@ -1,6 +1,6 @@
 """The table of supported families, from which Auto classes, conversions, `accelerate` and the docs follow."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import nn
 from transformers import (
@@ -29,11 +29,13 @@ class Family:
         config: the accelerated configuration class.
         models: its accelerated model classes that a user may load.
         note: what a reader of the support table should know.
+        refused: native classes of the family that cannot be accelerated, each with the reason and what to use instead.
     """
 
     config: type[PreTrainedConfig]
     models: tuple[type[PreTrainedModel], ...]
     note: str = ""
+    refused: dict[type[PreTrainedModel], str] = field(default_factory=dict)
 
     @property
     def native_config(self) -> type[PreTrainedConfig]:
@@ -67,6 +69,7 @@ def register_family(
     models: tuple[type[PreTrainedModel], ...],
     parts: tuple[type[nn.Module], ...] = (),
     note: str = "",
+    refused: dict[type[PreTrainedModel], str] | None = None,
 ) -> None:
     """Makes a family known: here, to the Auto classes, to checkpoint conversion and to image processors.
 
@@ -75,8 +78,9 @@ def register_family(
         models: accelerated model classes that a user may load.
         parts: accelerated classes of inner modules.
         note: for the support table.
+        refused: see `Family`.
     """
-    family = Family(config, models, note)
+    family = Family(config, models, note, refused or {})
     FAMILIES[family.name] = family
     for cls in (config, *models, *parts):
         if native_class(cls) is not None:

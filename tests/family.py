@@ -61,6 +61,7 @@ class FamilyTester:
             repository name), so backbones give their accelerated class.
         image_size: (height, width) of the test images.
         grid: their token grid.
+        slices: of a video, each of which has a grid of its own.
         depth: blocks of the transformer.
         legacy_key: part of a parameter name in the key layout of Transformers 4.
         new_key: likewise in today's module names; equal to `legacy_key` where nothing was renamed.
@@ -76,6 +77,7 @@ class FamilyTester:
     auto = AutoModel
     image_size = (32, 32)
     grid = (8, 8)
+    slices = 1
     depth = 4
     legacy_key = ""
     new_key = ""
@@ -305,6 +307,10 @@ class FamilyTester:
         plain = gradients()
         first = next(name for name in plain if ".0." in name and name.endswith("weight"))
         assert plain[first].abs().max() > 0  # through the clustering into the first block
+        if not self.native.supports_gradient_checkpointing:
+            with pytest.raises(ValueError, match="does not support gradient checkpointing"):
+                fast.gradient_checkpointing_enable()
+            return
         for reentrant in (True, False):
             fast.gradient_checkpointing_enable({"use_reentrant": reentrant})
             again = gradients()
@@ -339,8 +345,8 @@ class FamilyTester:
         with torch.no_grad():
             attentions = fast(self.images(), output_attentions=True).attentions
         assert len(attentions) == self.depth
-        prefix = attentions[0].shape[-1] - self.grid[0] * self.grid[1]
-        clusters = self.accel["cluster_grid"][0] * self.accel["cluster_grid"][1]
+        prefix = attentions[0].shape[-1] - self.slices * self.grid[0] * self.grid[1]
+        clusters = self.slices * self.accel["cluster_grid"][0] * self.accel["cluster_grid"][1]
         assert attentions[self.accel["cluster_after"]].shape[-2:] == (prefix + clusters, prefix + clusters)
 
     def test_other_image_sizes(self, model, fast):

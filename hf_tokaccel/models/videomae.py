@@ -1,0 +1,63 @@
+"""VideoMAE: model and video classification; the tokens of each tubelet slice are clustered on their own."""
+
+from typing import Any
+
+from transformers import (
+    VideoMAEConfig,
+    VideoMAEForPreTraining,
+    VideoMAEForVideoClassification,
+    VideoMAEModel,
+)
+
+from ..configs import AcceleratedConfig
+from ..layout import SliceLayout
+from ..modeling import AcceleratedModel, enter, image_grid, read, record
+from ..registry import register_family
+
+
+class TokAccelVideoMAEConfig(AcceleratedConfig, VideoMAEConfig):
+    """`VideoMAEConfig` with `accel`; `cluster_grid` is that of one tubelet slice.
+
+    Nothing was released for VideoMAE. Its head takes the mean over all tokens before any LayerNorm, so reconstruction
+    weights sum to one by default.
+    """
+
+    model_type = "tokaccel_videomae"
+    accel_normalization = "l1"
+    accel_fixed_image_size = True
+
+
+class TokAccelVideoMAEModel(AcceleratedModel, VideoMAEModel):
+    config: TokAccelVideoMAEConfig
+    accel_layers = "encoder.layer"
+    accel_ambient = True
+
+    def accel_layout(self, arguments: dict[str, Any]) -> SliceLayout:
+        if arguments.get("bool_masked_pos") is not None:
+            raise ValueError(
+                "bool_masked_pos is not valid while acceleration is on, since the visible tokens are no grid that "
+                "could be clustered: pass None, or switch acceleration off with accelerate(model, None)."
+            )
+        slices = self.config.num_frames // self.config.tubelet_size
+        return SliceLayout(image_grid(self, arguments["pixel_values"]), prefix=0, slices=slices)
+
+    forward = enter(record(VideoMAEModel.forward))
+
+
+class TokAccelVideoMAEForVideoClassification(AcceleratedModel, VideoMAEForVideoClassification):
+    """The head reads the mean over all tokens, or without mean pooling the first one, so those are reconstructed."""
+
+    config: TokAccelVideoMAEConfig
+    accel_parts = ("videomae",)
+    forward = read(VideoMAEForVideoClassification.forward, lambda model: ())
+
+
+register_family(
+    TokAccelVideoMAEConfig,
+    (TokAccelVideoMAEModel, TokAccelVideoMAEForVideoClassification),
+    refused={
+        VideoMAEForPreTraining: "the visible tokens of masked pre-training are no grid that could be clustered; "
+        "accelerate the VideoMAEForVideoClassification that is fine-tuned from it"
+    },
+    note="clusters inside each tubelet slice",
+)
