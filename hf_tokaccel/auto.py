@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from .configs import AcceleratedConfig
+from .configs import AcceleratedConfig, family_of
 from .configuration import TokenClusteringConfig, as_accel
 from .graft import pair_configs, transplant
 from .modeling import AcceleratedModel
@@ -143,5 +143,4 @@ def _check_image_size(
             return
         image_size = host.image_size
     sides = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
-    patch = (host.patch_size,) * 2 if isinstance(host.patch_size, int) else tuple(host.patch_size)
-    setting.check_grid((sides[0] // patch[0], sides[1] // patch[1]))
+    setting.check_grid(family_of(host).accel_grid(host, sides))

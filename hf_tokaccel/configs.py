@@ -7,6 +7,7 @@ from weakref import WeakValueDictionary
 from transformers import PreTrainedConfig
 
 from .configuration import TokenClusteringConfig, as_accel
+from .registry import accelerated_class
 
 # Configurations of built models by identity; an attribute would be copied and saved along.
 _in_use: "WeakValueDictionary[int, AcceleratedConfig]" = WeakValueDictionary()
@@ -58,6 +59,20 @@ class AcceleratedConfig:
         """The configuration of the transformer that is accelerated: this one, or that of its backbone."""
         return self
 
+    @staticmethod
+    def accel_window(host: PreTrainedConfig) -> int | None:
+        """Side, in tokens, of the attention windows of a host of this family that are clustered on their own."""
+        return None
+
+    @classmethod
+    def accel_grid(cls, host: PreTrainedConfig, image_size: tuple[int, int]) -> tuple[int, int]:
+        """(H, W) tokens that a host of this family clusters together, for images (height, width) in pixels."""
+        window = cls.accel_window(host)
+        if window is not None:
+            return window, window
+        patch = (host.patch_size,) * 2 if isinstance(host.patch_size, int) else host.patch_size
+        return image_size[0] // patch[0], image_size[1] // patch[1]
+
     def accel_view(self) -> TokenClusteringConfig | None:
         """The setting as a dataclass."""
         return as_accel(self.accel)
@@ -66,14 +81,23 @@ class AcceleratedConfig:
         """Checks a setting against this model and fills what was left open.
 
         Raises:
-            ValueError: when it is not valid, or does not fit the number of blocks.
+            ValueError: when it is not valid, or does not fit the number of blocks or the attention windows.
         """
         setting = as_accel(accel)
         # Set by the host's __post_init__: from there on its sub-configs and depth are known.
         if "_name_or_path" in self.__dict__:
-            setting.check_depth(self.accel_host().num_hidden_layers)
+            host = self.accel_host()
+            setting.check_depth(host.num_hidden_layers)
+            window = family_of(host).accel_window(host)
+            if window is not None:
+                setting.check_window_grid(window)
         return setting.resolve(self.accel_expansion, self.accel_normalization, self.accel_decodes_clusters)
 
     @classmethod
     def register_for_auto_class(cls, auto_class: str = "AutoConfig") -> None:
         """Does nothing; see `AcceleratedModel.register_for_auto_class`."""
+
+
+def family_of(host: PreTrainedConfig) -> type[AcceleratedConfig]:
+    """The accelerated configuration class of a host, native or accelerated."""
+    return type(host) if isinstance(host, AcceleratedConfig) else accelerated_class(type(host)) or AcceleratedConfig

@@ -185,6 +185,13 @@ class TokenClusteringConfig:
         allowed = f"None or between {self.cluster_after + 1} and {depth} for {depth} blocks"
         _require(until is None or until <= depth, "reconstruct_after", until, allowed, depth)
 
+    def check_window_grid(self, side: int) -> None:
+        """Raises ValueError where windows of side x side tokens cannot become windows of clusters."""
+        height, width = self.cluster_grid
+        allowed = f"a square of at most the {side} x {side} tokens of a window: this model clusters each on its own"
+        example = (max(1, side * 7 // 10),) * 2
+        _require(height == width and height <= side, "cluster_grid", self.cluster_grid, allowed, example)
+
     def check_grid(self, grid: tuple[int, int]) -> None:
         """Raises ValueError where the clusters outnumber the (H, W) tokens."""
         height, width = grid

@@ -6,8 +6,18 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedConfig
 
+_CHANGED = "_tokaccel_changed"
 # Instance attributes that belong to one module object: a patched forward is bound to the module it was made for.
-_BOUND = {"forward", "_old_forward", "_hf_hook"}
+_BOUND = {"forward", "_old_forward", "_hf_hook", _CHANGED}
+
+
+def change(module: nn.Module, **attributes: Any) -> None:
+    """Sets attributes of a host's own module inside an accelerated model.
+
+    `transplant` keeps them there, and does not take them along to other models.
+    """
+    for name, value in {**attributes, _CHANGED: True}.items():
+        setattr(module, name, value)
 
 
 def pair_configs(old: PreTrainedConfig, new: PreTrainedConfig) -> list[tuple[PreTrainedConfig, PreTrainedConfig]]:
@@ -25,7 +35,7 @@ def transplant(template: nn.Module, source: nn.Module, configs: dict[int, PreTra
 
     The result and `source` share tensors but no module objects, so that settings of one (attention implementation,
     hooks, train or eval) leave the other alone. Children keep the class that `source` gives them (quantised, LoRA),
-    except where the template puts a class of its own.
+    except where the template puts a class of its own or has `change`d the module.
 
     Args:
         template: a module built on the meta device.
@@ -52,7 +62,8 @@ def transplant(template: nn.Module, source: nn.Module, configs: dict[int, PreTra
 
 
 def _is_ours(module: nn.Module) -> bool:
-    return any(cls.__module__.partition(".")[0] == __package__ for cls in type(module).__mro__)
+    own_class = any(cls.__module__.partition(".")[0] == __package__ for cls in type(module).__mro__)
+    return own_class or _CHANGED in module.__dict__
 
 
 def _shallow_copy(source: nn.Module, configs: dict[int, PreTrainedConfig]) -> nn.Module:

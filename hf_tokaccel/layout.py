@@ -94,4 +94,4 @@ class WindowLayout(TokenLayout):
         states = tiles.transpose(2, 3).flatten(3, 4).flatten(1, 2)
         if grid == self.grid:
             states = states[:, : self.size[0], : self.size[1]]
-        return states if self.channels_last else states.movedim(-1, 1)
+        return states if self.channels_last else states.movedim(-1, 1).contiguous()

@@ -1,0 +1,99 @@
+import pytest
+import torch
+from family import FamilyTester
+from transformers import AutoModel, VitDetBackbone, VitDetConfig, VitDetModel
+
+import hf_tokaccel as ta
+from hf_tokaccel.models.vitdet import TokAccelVitDetBackbone
+
+# Every kind of block on clusters: windowed, global, and with a convolution.
+TINY = {
+    "image_size": 32,
+    "pretrain_image_size": 32,
+    "patch_size": 4,
+    "hidden_size": 32,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 2,
+    "window_block_indices": [0, 2],
+    "residual_block_indices": [1, 3],
+    "window_size": 4,
+    "use_relative_position_embeddings": True,
+    "initializer_range": 0.2,
+    "out_indices": [1, 2, 4],
+}
+ACCEL = {"cluster_after": 1, "cluster_grid": [2, 2], "window": 3, "neighbors": 2, "inverse_temperature": "auto"}
+
+
+def awaken(model):
+    """Norms that close the residual convolutions start at zero, which would hide those."""
+    for name, parameter in model.named_parameters():
+        if name.endswith("residual.norm3.weight"):
+            torch.nn.init.constant_(parameter, 0.5)
+    return model
+
+
+class WindowTester(FamilyTester):
+    """Clusters of 2 x 2 in windows of 4 x 4, on an image that needs padding."""
+
+    image_size, grid, other_size = (32, 40), (4, 4), (40, 28)
+    accel = ACCEL
+    legacy_key = new_key = "encoder.layer.0.attention.qkv.weight"  # never renamed
+
+    def build(self):
+        return awaken(super().build())
+
+    def test_attentions_inside_the_span_are_those_of_the_clusters(self, model, fast):
+        with torch.no_grad():
+            expected = model(self.images(), output_attentions=True).attentions
+            attentions = fast(self.images(), output_attentions=True).attentions
+        assert [a.shape for a in attentions[:1]] == [a.shape for a in expected[:1]]
+        # The image has 8 x 10 tokens, so 2 x 3 windows: 6 of 2 x 2 clusters for each of 2 images, or a map of 4 x 6.
+        assert attentions[2].shape == (12, 2, 4, 4)
+        assert attentions[1].shape == attentions[3].shape == (2, 2, 24, 24)
+
+    @pytest.mark.parametrize("grid", [[5, 5], [2, 3]])
+    def test_more_clusters_than_tokens_are_refused(self, model, grid):
+        with pytest.raises(ValueError, match=r"cluster_grid=\(.*square of at most the 4 x 4 tokens.*for example"):
+            ta.accelerate(model, {**self.accel, "cluster_grid": grid})
+        with pytest.raises(ValueError, match="cluster_grid"):
+            ta.accelerate_config(model.config, {**self.accel, "cluster_grid": grid})
+
+
+class VitDetTester(WindowTester):
+    def config(self):
+        return VitDetConfig(**TINY)
+
+
+class TestVitDetModel(VitDetTester):
+    secondary = True
+    native, auto = VitDetModel, AutoModel
+
+    def test_window_sizes_change_inside_the_span_of_the_accelerated_model_only(self, model):
+        fast = ta.accelerate(model, {**ACCEL, "reconstruct_after": 2})
+        assert [layer.window_size for layer in fast.encoder.layer] == [4, 0, 4, 0]
+        fast = ta.accelerate(fast, ACCEL)
+        assert [layer.window_size for layer in fast.encoder.layer] == [4, 0, 2, 0]
+        for plain in (model, ta.accelerate(fast, None), ta.to_native(fast)):
+            assert [layer.window_size for layer in plain.encoder.layer] == [4, 0, 4, 0]
+            assert all("_tokaccel_changed" not in vars(part) for part in plain.modules())
+        assert all(a is b for a, b in zip(fast.parameters(), model.parameters(), strict=True))
+
+
+class TestVitDetBackbone(VitDetTester):
+    native, auto = VitDetBackbone, TokAccelVitDetBackbone
+
+
+class TestVitDetWithoutWindows(FamilyTester):
+    """Only global blocks: the whole map is clustered, to any grid."""
+
+    secondary = True
+    native, auto = VitDetModel, AutoModel
+    image_size, grid = (32, 48), (8, 12)
+    accel = {**ACCEL, "cluster_grid": [4, 6]}
+    legacy_key = new_key = "encoder.layer.0.attention.qkv.weight"
+
+    def config(self):
+        return VitDetConfig(**{**TINY, "window_block_indices": [], "window_size": 0})
+
+    def build(self):
+        return awaken(super().build())
