@@ -216,8 +216,13 @@ def hidden_state_indices(model: nn.Module, requested: bool | int | Collection[in
     return [index % count for index in selected if -count <= index < count]
 
 
-def record(native_forward: Callable) -> Callable:
-    """Wraps the forward whose output carries `hidden_states`, which become those of the track."""
+def record(native_forward: Callable, *, ties_last: bool = False) -> Callable:
+    """Wraps the forward whose output carries `hidden_states`, which become those of the track.
+
+    Args:
+        native_forward: the host's method.
+        ties_last: whether the host's last hidden state is its `last_hidden_state`, after the final LayerNorm.
+    """
 
     @functools.wraps(native_forward)
     def forward(self, *args, **kwargs):
@@ -230,9 +235,11 @@ def record(native_forward: Callable) -> Callable:
         kwargs["output_hidden_states"] = False
         output = native_forward(self, *args, return_dict=True, **kwargs)
         if track.wanted:
+            states = list(track.hidden_states)
+            if ties_last and states[-1] is not None:
+                states[-1] = output.last_hidden_state
             # Rebuilt, since a field that is set later would come last in the tuple form.
-            states = {"hidden_states": tuple(track.hidden_states)}
-            output = type(output)(**{**output, **states})
+            output = type(output)(**{**output, "hidden_states": tuple(states)})
         return output if return_dict else output.to_tuple()
 
     return forward

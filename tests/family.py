@@ -1,5 +1,6 @@
 """The shared tester: every guarantee is written once here and inherited by each family (see the README's list)."""
 
+import copy
 import json
 import subprocess
 import sys
@@ -67,8 +68,11 @@ class FamilyTester:
         new_key: likewise in today's module names; equal to `legacy_key` where nothing was renamed.
         other_size: another image size that the native model accepts; None where it accepts its own only.
         flop_ratio: accelerated to dense FLOPs must stay below; tiny models may have most of theirs in the decoder.
+        reentrant: whether native can do reentrant gradient checkpointing, which refuses tensors that blocks share.
         accel: the setting under test.
         tolerance: between different orders of float32 arithmetic, relative to the largest output.
+        single_graph: whether the native model can be compiled and exported as one graph. Where it cannot, the tests
+            show that, and that ours compiles in several.
         secondary: whether another class of this family runs the same blocks; then compiling, exporting and fresh
             processes, which take most of the time, are tested by `make test-slow` only.
     """
@@ -83,8 +87,10 @@ class FamilyTester:
     new_key = ""
     other_size = (32, 64)
     flop_ratio = 0.9
+    reentrant = True
     accel = ACCEL
     tolerance = 1e-5
+    single_graph = True
     secondary = False
 
     def config(self):
@@ -223,6 +229,7 @@ class FamilyTester:
         fast.save_pretrained(tmp_path / "plain", native=True)
         assert '"accel"' not in (tmp_path / "plain" / "config.json").read_text()
         plain, info = self.native.from_pretrained(tmp_path / "plain", output_loading_info=True)
+        plain = copy.deepcopy(plain)  # a file's tensors are not aligned, by which convolutions round
         assert type(plain) is self.native
         assert not info["missing_keys"]
         assert not info["unexpected_keys"]
@@ -234,7 +241,7 @@ class FamilyTester:
         written = json.loads((tmp_path / "config.json").read_text())
         assert written["accel"] == fast.config.accel
         assert written["accel"]["version"] == ta.__version__
-        off = self.auto.from_pretrained(tmp_path, accel=None).eval()
+        off = copy.deepcopy(self.auto.from_pretrained(tmp_path, accel=None)).eval()  # aligned as `model` is
         assert all(
             torch.equal(a, b)
             for a, b in zip(self.run(off, self.images()), self.run(model, self.images()), strict=True)
@@ -268,19 +275,28 @@ class FamilyTester:
     # 7: graphs
 
     @pytest.mark.graph
-    def test_compiles_without_graph_break(self, fast):
+    def test_compiles_without_graph_break(self, model, fast):
         torch._dynamo.reset()  # its limit of recompilations counts those of all the tests before
-        compiled = torch.compile(fast, fullgraph=True, backend="aot_eager")
+        if not self.single_graph:
+            with pytest.raises(RuntimeError, match="Data-dependent branching"):
+                torch.compile(model, fullgraph=True, backend="eager")(self.images())
+        compiled = torch.compile(fast, fullgraph=self.single_graph, backend="aot_eager")
         self.assert_close(self.run(compiled, self.images()), self.run(fast, self.images()))
 
     @pytest.mark.graph
     @pytest.mark.parametrize("strict", [True, False])
-    def test_exports(self, fast, strict):
+    def test_exports(self, model, fast, strict):
+        if not self.single_graph:
+            with pytest.raises(RuntimeError, match="[Dd]ata-dependent"):
+                torch.export.export(model, (self.images(),), strict=strict)
+            return
         program = torch.export.export(fast, (self.images(),), strict=strict)
         self.assert_close(self.run(program.module(), self.images()), self.run(fast, self.images()))
 
     @pytest.mark.graph
     def test_onnx_runtime_agrees(self, fast, tmp_path):
+        if not self.single_graph:
+            pytest.skip("neither can the native model be exported, see test_exports")
         onnxruntime = pytest.importorskip("onnxruntime")
         with torch.no_grad():
             program = torch.onnx.export(fast, (self.images(),), dynamo=True, verbose=False)
@@ -311,7 +327,7 @@ class FamilyTester:
             with pytest.raises(ValueError, match="does not support gradient checkpointing"):
                 fast.gradient_checkpointing_enable()
             return
-        for reentrant in (True, False):
+        for reentrant in (True, False) if self.reentrant else (False,):
             fast.gradient_checkpointing_enable({"use_reentrant": reentrant})
             again = gradients()
             assert again.keys() == plain.keys()
