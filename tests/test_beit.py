@@ -1,0 +1,143 @@
+import torch
+from family import ACCEL, FamilyTester
+from transformers import (
+    AutoModel,
+    AutoModelForImageClassification,
+    AutoModelForSemanticSegmentation,
+    BeitBackbone,
+    BeitConfig,
+    BeitForImageClassification,
+    BeitForMaskedImageModeling,
+    BeitForSemanticSegmentation,
+    BeitModel,
+)
+
+import hf_tokaccel as ta
+from hf_tokaccel.models.beit import TokAccelBeitBackbone, TokAccelBeitForMaskedImageModeling
+
+TINY = {
+    "image_size": 32,
+    "patch_size": 4,
+    "hidden_size": 32,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 2,
+    "intermediate_size": 64,
+    "initializer_range": 0.2,
+    "layer_scale_init_value": 1.0,
+    "use_relative_position_bias": True,
+    "num_labels": 5,
+}
+
+
+class BeitTester(FamilyTester):
+    """Position biases start at zero, which would prove nothing."""
+
+    legacy_key = "encoder.layer.0.attention.attention.query.weight"
+    new_key = "layers.0.attention.q_proj.weight"
+    options = {}
+
+    def config(self):
+        return BeitConfig(**{**TINY, **self.options})
+
+    def build(self):
+        model = super().build()
+        for name, parameter in model.named_parameters():
+            if "position_bias_table" in name:
+                torch.nn.init.normal_(parameter)
+        return model
+
+
+class TestBeitModel(BeitTester):
+    secondary = True
+    native, auto = BeitModel, AutoModel
+
+
+class TestBeitModelWithSharedBias(BeitTester):
+    secondary = True
+    native, auto = BeitModel, AutoModel
+    image_size, grid = (32, 48), (8, 12)
+    reentrant = False
+    options = {"use_shared_relative_position_bias": True, "use_absolute_position_embeddings": True}
+
+
+class TestBeitForImageClassification(BeitTester):
+    secondary = True
+    native, auto = BeitForImageClassification, AutoModelForImageClassification
+
+
+class TestBeitForMaskedImageModeling(BeitTester):
+    secondary = True
+    native, auto = BeitForMaskedImageModeling, TokAccelBeitForMaskedImageModeling
+    reentrant = False
+    options = {"use_mask_token": True, "vocab_size": 40, "use_shared_relative_position_bias": True}
+
+
+class TestBeitForSemanticSegmentation(BeitTester):
+    secondary = True
+    native, auto = BeitForSemanticSegmentation, AutoModelForSemanticSegmentation
+    flop_ratio = 0.999
+    options = {"out_indices": [1, 2, 3, 4], "auxiliary_channels": 8, "pool_scales": [2, 4]}
+
+
+class TestBeitBackbone(BeitTester):
+    native, auto = BeitBackbone, TokAccelBeitBackbone
+    image_size, grid = (32, 48), (8, 12)
+    reentrant = False
+    options = {"out_indices": [1, 2, 4], "use_shared_relative_position_bias": True}
+
+
+def reconstructions(monkeypatch, model, **kwargs):
+    """How many feature maps one pass rebuilds."""
+    calls = []
+    original = ta.track.reconstruct_tokens
+    monkeypatch.setattr("hf_tokaccel.track.reconstruct_tokens", lambda *a: calls.append(1) or original(*a))
+    with torch.no_grad():
+        model(BeitTester().images(), **kwargs)
+    return len(calls)
+
+
+def test_only_what_the_head_reads_is_reconstructed(monkeypatch):
+    classifier = BeitForImageClassification
+    heads = {
+        classifier(BeitConfig(**TINY)): 1,  # the mean over patches
+        classifier(BeitConfig(**TINY, use_mean_pooling=False)): 0,  # the class token
+        BeitForSemanticSegmentation(BeitConfig(**TINY, out_indices=[1, 2, 3, 4], auxiliary_channels=8)): 2,
+        BeitBackbone(BeitConfig(**TINY, out_indices=[1, 3, 4])): 2,
+    }
+    for model, count in heads.items():
+        fast = ta.accelerate(model.eval(), ACCEL)
+        with monkeypatch.context() as patch:
+            assert reconstructions(patch, fast) == count
+        with monkeypatch.context() as patch:
+            assert reconstructions(patch, fast, output_hidden_states=True) == 3
+
+
+def test_clusters_attend_with_the_tables_resized_to_their_grid():
+    model = ta.accelerate(TestBeitBackbone().build().eval(), {**ACCEL, "cluster_grid": [4, 3]}).beit
+    model.set_attn_implementation("eager")
+    block, seen = model.layers[2], {}
+    block.attention.q_proj.register_forward_hook(lambda m, i, o: seen.update(query=o))
+    block.attention.k_proj.register_forward_hook(lambda m, i, o: seen.update(key=o))
+    with torch.no_grad():
+        attention = model(BeitTester().images(), output_attentions=True).attentions[2]
+        rows, columns = torch.arange(12) // 3, torch.arange(12) % 3
+        bias = torch.zeros(2, 13, 13)
+        for module in (model.shared_position_bias, block.relative_position_bias):
+            table = module.relative_position_bias_table.T
+            offsets = torch.nn.functional.interpolate(table[:, :-3].reshape(1, 2, 15, 15), (7, 5), mode="bilinear")[0]
+            y, x = rows[:, None] - rows + 3, columns[:, None] - columns + 2
+            bias[:, 1:, 1:] += offsets[:, y, x]
+            bias[:, 0, 1:] += table[:, -3, None]
+            bias[:, 1:, 0] += table[:, -2, None]
+            bias[:, 0, 0] += table[:, -1]
+        query, key = (seen[name].unflatten(2, (2, 16)).transpose(1, 2) for name in ("query", "key"))
+        expected = (query @ key.transpose(2, 3) / 4 + bias).softmax(dim=-1)
+    torch.testing.assert_close(attention, expected)
+
+
+def test_the_shared_bias_is_computed_once_for_tokens_and_once_for_clusters(monkeypatch):
+    fast = ta.accelerate(TestBeitBackbone().build().eval(), ACCEL)
+    calls = []
+    fast.beit.shared_position_bias.register_forward_hook(lambda module, args, output: calls.append(args[0]))
+    BeitTester.run(fast, BeitTester().images())
+    assert calls == [(8, 8), (4, 4)]
