@@ -19,6 +19,7 @@ from hf_tokaccel.evaluation import (
     DepthProtocol,
     Result,
     Row,
+    UnreadableError,
     Variant,
     align,
     count_gflops,
@@ -26,26 +27,22 @@ from hf_tokaccel.evaluation import (
     depth_errors,
     describe_environment,
     evaluate_variants,
-    loop,
     make_accelerator,
     metrics_from_sums,
+    processes,
     speed,
     time_interleaved,
     to_markdown,
     to_table,
 )
-from hf_tokaccel.evaluation.compare import compile_model
-from hf_tokaccel.evaluation.datasets import open_depth_dataset, open_photographs
-from hf_tokaccel.evaluation.depth_model import choose_alignment, input_size, patch_size
-from hf_tokaccel.evaluation.pictures import (
-    Panel,
-    cluster_borders,
-    draw_photographs,
-    draw_scenes,
-    relative_difference,
-    thicken,
-)
-from hf_tokaccel.evaluation.rivals import default_settings, matching_scale, parse_accel
+from hf_tokaccel.evaluation.compare import compile_model, first_batch
+from hf_tokaccel.evaluation.datasets import open_photographs
+from hf_tokaccel.evaluation.depth_data import open_depth_dataset
+from hf_tokaccel.evaluation.depth_pictures import draw_photographs, draw_scenes, relative_difference, thicken
+from hf_tokaccel.evaluation.depth_task import DepthTask, choose_alignment
+from hf_tokaccel.evaluation.models import input_size, patch_size
+from hf_tokaccel.evaluation.pictures import Panel, cluster_borders
+from hf_tokaccel.evaluation.rivals import default_settings, matching_scale, parse_accel, settings_to_show
 
 
 def random_depth(*size, seed=0, low=1.0, high=9.0):
@@ -220,13 +217,14 @@ def test_patch_size_of_model_or_backbone():
 
 
 def test_default_settings_fit_depth_and_grid():
-    settings = default_settings(Host(DPTConfig(num_hidden_layers=24)), (384, 512))
+    settings = default_settings(Host(DPTConfig(num_hidden_layers=24)), (384, 512), DepthTask)
     assert [(s.cluster_after, s.cluster_grid) for s in settings[::3]] == [(12, (18, 24)), (8, (16, 21)), (6, (12, 16))]
     assert [s.expansion for s in settings[:3]] == ["nearest", "soft", "delta"]
-    hybrid = default_settings(Host(DPTConfig(is_hybrid=True)), (384, 384))
+    assert settings_to_show(settings) == settings[5:6]
+    hybrid = default_settings(Host(DPTConfig(is_hybrid=True)), (384, 384), DepthTask)
     assert hybrid[0].cluster_after == 6
     with pytest.raises(ValueError, match="--accel cluster_after"):
-        default_settings(Host(DPTConfig(backbone_config=SwinConfig(out_indices=[1, 2, 3, 4]))), (384, 384))
+        default_settings(Host(DPTConfig(backbone_config=SwinConfig(out_indices=[1, 2, 3, 4]))), (384, 384), DepthTask)
 
 
 @pytest.mark.parametrize(
@@ -280,12 +278,19 @@ def test_variant_scales_its_input():
     assert Variant("tiny", model, scale=0.01, multiple=8).size(64, 96) == (8, 8)
 
 
-class CountingTask:
-    """Scores each item once, so that sums show which items were seen."""
+class CountingTask(DepthTask):
+    """Scores each item once, so that sums show which items were seen; odd samples are larger images."""
 
     num_sums = 2
 
+    def __init__(self, unreadable=(), wrong=()):
+        self.unreadable, self.wrong = unreadable, wrong
+
     def encode(self, sample):
+        if sample in self.unreadable:
+            raise UnreadableError(f"file {sample} cannot be read")
+        if sample in self.wrong:
+            raise ValueError(f"file {sample} is of another size")
         return {"pixel_values": torch.zeros(3, 4 + sample % 2, 4), "number": torch.tensor(float(sample))}
 
     def decode(self, outputs, items):
@@ -295,14 +300,41 @@ class CountingTask:
         assert prediction.shape[-2:] == item["pixel_values"].shape[-2:]
         return torch.stack([item["number"], torch.ones(())]).double()
 
-    def metrics(self, sums):
-        return {"mean": (sums[0] / sums[1]).item()}
 
-
-def test_loop_scores_images_of_any_size_once():
+def count_items(task, number=11, **options):
     variants = [Variant(name, Host()) for name in "ab"]
-    sums = evaluate_variants(variants, range(11), CountingTask(), make_accelerator(cpu=True), batch_size=4)
-    assert sums.tolist() == [[55, 11], [55, 11]]
+    return evaluate_variants(variants, range(number), task, make_accelerator(cpu=True), batch_size=4, **options)
+
+
+def test_loop_scores_images_of_any_size_once_and_in_order():
+    scores = count_items(CountingTask())
+    expected = torch.stack([torch.arange(11.0), torch.ones(11)], dim=1).double()
+    assert torch.equal(scores.sums, expected.expand(2, 11, 2))
+    assert scores.skipped == {}
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_unreadable_files_are_named_counted_and_skipped_only_on_request(workers):
+    task = CountingTask(unreadable=(0, 1, 2, 3, 9))  # a whole batch among them
+    with pytest.raises(ValueError, match=r"5 of 11 images cannot be used: file 0 .*file 9 .* --skip-bad$"):
+        count_items(task, num_workers=workers)
+    scores = count_items(task, num_workers=workers, skip_bad=True)
+    assert scores.skipped == {i: f"file {i} cannot be read" for i in (0, 1, 2, 3, 9)}
+    assert scores.sums[0, :, 1].nonzero().flatten().tolist() == [4, 5, 6, 7, 8, 10]
+    assert scores.sums[1, :, 0].sum() == 4 + 5 + 6 + 7 + 8 + 10
+
+
+def test_data_that_do_not_fit_are_never_skipped():
+    task = CountingTask(unreadable=(1,), wrong=(2, *range(4, 11)))
+    with pytest.raises(ValueError, match=r"^8 of 11 images cannot be used: file 2 is of another size; .*and 3 more$"):
+        count_items(task, skip_bad=True)
+    with pytest.raises(ValueError, match=r"^all 3 images would be skipped, the first because file 0"):
+        count_items(CountingTask(unreadable=range(3)), number=3, skip_bad=True)
+    with pytest.raises(ValueError, match="none of the 3 images can be read, the first because file 0"):
+        first_batch(range(3), CountingTask(unreadable=range(3)), 2)
+    assert first_batch(range(3), CountingTask(unreadable=(0,)), 1).shape == (1, 3, 5, 4)
+    with pytest.raises(ValueError, match="file 0 is of another size"):
+        first_batch(range(3), CountingTask(wrong=(0,)), 1)
 
 
 class FakeProcess:
@@ -336,7 +368,7 @@ def test_other_parents_and_configs(monkeypatch):
     monkeypatch.setattr(
         psutil, "Process", lambda: FakeProcess(["python", "bin/accelerate-launch", "x.py", "--num_processes"])
     )
-    assert loop._launched_processes() == 1
+    assert processes._launched_processes() == 1
     monkeypatch.setattr(psutil, "Process", lambda: FakeProcess(["bash"]))  # else it would change the threads for good
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
@@ -346,7 +378,7 @@ def test_other_parents_and_configs(monkeypatch):
 
 def test_cores_left_idle_by_the_launcher_are_used(monkeypatch):
     monkeypatch.setattr(psutil, "Process", lambda: FakeProcess(["accelerate", "launch", "x.py"]))
-    monkeypatch.setattr(loop, "available_cores", lambda: 6)
+    monkeypatch.setattr(processes, "available_cores", lambda: 6)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     chosen = []
@@ -493,7 +525,7 @@ def test_photographs():
     assert all(image.ndim == 3 and image.shape[2] == 3 for image in photographs.values())
     with pytest.raises(ValueError, match=r"nothing.png does not exist"):
         open_photographs(["nothing.png"])
-    with pytest.raises(ValueError, match="not an image"):
+    with pytest.raises(ValueError, match=r"test_evaluation.py cannot be read \(cannot identify image file"):
         open_photographs([__file__])
 
 

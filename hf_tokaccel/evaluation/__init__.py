@@ -2,9 +2,13 @@
 
 from .depth import DEPTH_METRICS, DepthMetric, DepthProtocol, align, crop_mask, depth_errors, metrics_from_sums
 from .environment import describe_environment
-from .loop import Variant, evaluate_variants, make_accelerator
+from .loop import Scores, evaluate_variants
+from .processes import make_accelerator
 from .report import Result, Row, to_markdown, to_table
+from .segmentation import SegmentationMetric, confusion_matrix, metrics_from_counts
 from .speed import Timing, count_gflops, time_interleaved
+from .task import Summary, Task, UnreadableError, Variant
+from .windows import Windows
 
 __all__ = [
     "DEPTH_METRICS",
@@ -12,15 +16,23 @@ __all__ = [
     "DepthProtocol",
     "Result",
     "Row",
+    "Scores",
+    "SegmentationMetric",
+    "Summary",
+    "Task",
     "Timing",
+    "UnreadableError",
     "Variant",
+    "Windows",
     "align",
+    "confusion_matrix",
     "count_gflops",
     "crop_mask",
     "depth_errors",
     "describe_environment",
     "evaluate_variants",
     "make_accelerator",
+    "metrics_from_counts",
     "metrics_from_sums",
     "time_interleaved",
     "to_markdown",

@@ -1,46 +1,24 @@
-"""Depth data sets: our scenes, `datasets` folders and Hub names, and the usual layouts of NYUv2 and KITTI."""
+"""What data sets of all tasks share: reading files, folder conventions, `datasets` tables, scenes, photographs."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 from torch.utils.data import Dataset
 
-from .depth import DepthProtocol
-
-SPECIFICATIONS = (
-    "scenes, nyuv2:DIR, kitti:DIR, a folder that the datasets library reads, or a Hub name such as owner/name"
-)
+from .models import first_line
+from .task import UnreadableError
 
 DEFAULT_SCENES = 200
-
-
-@dataclass(frozen=True)
-class DepthDataset:
-    """Images with true depth, and how the benchmark scores them.
-
-    Attributes:
-        name: For the report.
-        samples: Items with `image`, uint8 (H, W, 3), and `depth`, float32 (H', W') in metres with 0 where unknown.
-        min_depth: Smallest depth that counts, in metres.
-        max_depth: Largest depth that counts, in metres.
-        crop: Name for `crop_mask`.
-    """
-
-    name: str
-    samples: Sequence[dict]
-    min_depth: float = 1e-3
-    max_depth: float = 10.0
-    crop: str = "none"
-
-    def protocol(self, alignment: str, inverse: bool) -> DepthProtocol:
-        return DepthProtocol(self.min_depth, self.max_depth, self.crop, alignment, inverse)
+TABLES = "a folder that the datasets library reads, or a Hub name such as owner/name"
 
 
 class MappedSamples(Dataset):
@@ -60,10 +38,15 @@ class MappedSamples(Dataset):
 
 
 class SceneSamples(Dataset):
-    """Rendered scenes with channels last; a batch is rendered in one go."""
+    """Rendered scenes with channels last; a batch is rendered in one go.
 
-    def __init__(self, scenes: Dataset):
-        self.scenes = scenes
+    Args:
+        scenes: A `SceneDataset`.
+        truth: Name of the true map among its columns and among ours, and its type.
+    """
+
+    def __init__(self, scenes: Dataset, truth: tuple[str, str, torch.dtype]):
+        self.scenes, self.truth = scenes, truth
 
     def __len__(self) -> int:
         return len(self.scenes)
@@ -72,137 +55,101 @@ class SceneSamples(Dataset):
         return self.__getitems__([index])[0]
 
     def __getitems__(self, indices: list[int]) -> list[dict]:
-        items = self.scenes.__getitems__(indices)
+        column, key, dtype = self.truth
         return [
-            {"image": item["image"].permute(1, 2, 0).contiguous().numpy(), "depth": item["depth"]} for item in items
+            {"image": item["image"].permute(1, 2, 0).contiguous().numpy(), key: item[column].to(dtype)}
+            for item in self.scenes.__getitems__(indices)
         ]
 
 
+@contextmanager
+def reading(name: str | Path) -> Iterator[None]:
+    """Turns whatever a decoder raises into a `UnreadableError` that names the file."""
+    try:
+        yield
+    except Exception as error:  # Each of Pillow's decoders has errors of its own types.
+        raise UnreadableError(f"{name} cannot be read ({first_line(error)})") from error
+
+
 def read_image(path: str | Path) -> np.ndarray:
-    """Image file as uint8 (H, W, 3)."""
-    with Image.open(path) as image:
+    """Image file as uint8 (H, W, 3).
+
+    Raises:
+        UnreadableError: It cannot be read.
+    """
+    with reading(path), Image.open(path) as image:
         return np.array(image.convert("RGB"))
 
 
-def read_depth(path: str | Path, units_per_metre: float) -> torch.Tensor:
-    """16-bit depth image as float32 metres (H, W); zero stays zero, which means unknown.
+def read_map(path: str | Path) -> np.ndarray:
+    """Stored values of an image file: (H, W), or (H, W, channels); indices where it has a palette.
 
     Raises:
-        ValueError: An image of 8 bits, which cannot hold depth in the stated unit.
+        UnreadableError: It cannot be read.
     """
-    with Image.open(path) as image:
-        values = np.asarray(image)
-    if values.dtype == np.uint8 or values.ndim != 2:
-        raise ValueError(
-            f"depth image {path} must have one channel of 16 bits, but has shape {values.shape}, type {values.dtype}"
-        )
-    return torch.from_numpy(values.astype(np.float32) / units_per_metre)
+    with reading(path), Image.open(path) as image:
+        image.load()
+        return np.array(image.convert("L") if image.mode == "1" else image)
 
 
 @dataclass(frozen=True)
-class Layout:
-    """Folder convention of a benchmark.
+class Rule:
+    """Where a benchmark's folder keeps an image and its label.
 
     Attributes:
-        rules: Pairs of a glob of depth files and a function from their path below the folder to that of the image,
-            both without suffix.
-        units_per_metre: Of the 16-bit depth files.
-        max_depth: Largest depth that counts, in metres.
-        crop: Name for `crop_mask`.
-        expected: What the folder should hold, for error messages.
+        labels: Glob of the label files.
+        image: From a label's path below the folder to that of its image, both without suffix.
+        values: What the labels' values mean, if the rules of a layout differ in that.
     """
 
-    rules: tuple[tuple[str, Callable[[str], str]], ...]
-    units_per_metre: float
-    max_depth: float
-    crop: str
-    expected: str
+    labels: str
+    image: Callable[[str], str]
+    values: Any = None
 
 
-def _kitti_raw(path: str) -> str:
-    """Image of the raw data for a depth map of the depth benchmark: DRIVE/proj_depth/groundtruth/CAMERA/FRAME."""
-    drive, camera, frame = re.search(r"([^/]+)/proj_depth/groundtruth/(image_0[23])/([^/]+)$", path).groups()
-    return f"{drive[:10]}/{drive}/{camera}/data/{frame}"
+def find_pairs(
+    root: Path, rules: Sequence[Rule], expected: str, what: str, keep: Callable[[Path], bool] = lambda path: True
+) -> tuple[list[tuple[Path, Path]], Rule]:
+    """Pairs of image and label files by the first rule that finds any, sorted by the label's path, and that rule.
 
-
-LAYOUTS = {
-    "nyuv2": Layout(
-        rules=(
-            ("**/depth/*.png", lambda p: re.sub(r"(^|/)depth/([^/]*)$", r"\1rgb/\2", p)),
-            ("**/sync_depth_*.png", lambda p: re.sub(r"sync_depth_([^/]*)$", r"rgb_\1", p)),
-            ("**/*_depth.png", lambda p: re.sub(r"_depth$", "_colors", p)),
-        ),
-        units_per_metre=1000,
-        max_depth=10,
-        crop="eigen",
-        expected="16-bit PNG depth of 480x640 in millimetres as rgb/NAME.png|jpg + depth/NAME.png, "
-        "rgb_N.jpg + sync_depth_N.png, or N_colors.png + N_depth.png",
-    ),
-    "kitti": Layout(
-        rules=(
-            ("**/groundtruth_depth/*.png", lambda p: re.sub(r"groundtruth_depth(?=[/_])", "image", p)),
-            ("**/proj_depth/groundtruth/image_0[23]/*.png", _kitti_raw),
-            ("**/depth/*.png", lambda p: re.sub(r"(^|/)depth/([^/]*)$", r"\1rgb/\2", p)),
-        ),
-        units_per_metre=256,
-        max_depth=80,
-        crop="garg",
-        expected="16-bit PNG depth in 1/256 metre as image/X_sync_image_N.png + "
-        "groundtruth_depth/X_sync_groundtruth_depth_N.png (val_selection_cropped), "
-        "DRIVE/proj_depth/groundtruth/image_02/N.png + DATE/DRIVE/image_02/data/N.png (raw data), or "
-        "rgb/NAME.png + depth/NAME.png",
-    ),
-}
-
-
-def find_pairs(root: Path, layout: Layout) -> list[tuple[Path, Path]]:
-    """Pairs of image and depth files, sorted by the depth file's path.
+    Args:
+        root: Folder of the data set.
+        rules: In the order in which they are tried.
+        expected: What the folder should hold, for error messages.
+        what: A label, in the plural, likewise.
+        keep: Whether a label file belongs to the split.
 
     Raises:
-        ValueError: No depth file, or depth files without an image; the missing ones are named.
+        ValueError: The folder or its labels do not exist, or labels have no image; the missing ones are named.
     """
+    if not root.is_dir():
+        raise ValueError(f"dataset folder {str(root)!r} does not exist; expected {expected}")
     pairs, missing = [], []
-    for pattern, image_of in layout.rules:
-        for depth in sorted(root.glob(pattern)):
-            stem = root / image_of(depth.relative_to(root).with_suffix("").as_posix())
+    for rule in rules:
+        for label in filter(keep, sorted(root.glob(rule.labels))):
+            stem = root / rule.image(label.relative_to(root).with_suffix("").as_posix())
             images = [stem.with_name(stem.name + suffix) for suffix in (".png", ".jpg", ".jpeg")]
             found = next((image for image in images if image.is_file()), None)
             if found is None:
                 missing.append(images[0])
             else:
-                pairs.append((found, depth))
+                pairs.append((found, label))
         if pairs or missing:
             break
     if missing:
         names = ", ".join(str(path.relative_to(root)) for path in missing[:3])
-        raise ValueError(
-            f"{root} lacks the images of {len(missing)} depth maps: {names} (or .jpg); expected {layout.expected}"
-        )
+        raise ValueError(f"{root} lacks the images of {len(missing)} {what}: {names} (or .jpg); expected {expected}")
     if not pairs:
-        raise ValueError(f"{root} has no depth maps; expected {layout.expected}")
-    return pairs
+        raise ValueError(f"{root} has no {what}; expected {expected}")
+    return pairs, rule
 
 
-def _open_layout(kind: str, folder: str, limit: int | None) -> DepthDataset:
-    layout, root = LAYOUTS[kind], Path(folder)
-    if not root.is_dir():
-        raise ValueError(f"dataset folder {folder!r} does not exist; expected {layout.expected}")
+def load_table(name: str, split: str, specifications: str):
+    """A split of a folder or of a Hub name as the `datasets` library reads it.
 
-    def read(pair: tuple[Path, Path]) -> dict:
-        return {"image": read_image(pair[0]), "depth": read_depth(pair[1], layout.units_per_metre)}
-
-    samples = MappedSamples(find_pairs(root, layout), read, limit)
-    return DepthDataset(f"{kind}:{folder}", samples, max_depth=layout.max_depth, crop=layout.crop)
-
-
-def _open_scenes(split: str, limit: int | None, seed: int, size: tuple[int, int]) -> DepthDataset:
-    from hf_tokaccel.scenes import SceneDataset
-
-    scenes = SceneDataset(split=split, length=limit or DEFAULT_SCENES, size=size, seed=seed)
-    return DepthDataset(f"scenes ({split}, seed {seed})", SceneSamples(scenes))
-
-
-def _load_table(name: str, split: str):
+    Raises:
+        ValueError: It is neither, has no such split, or cannot be loaded.
+    """
     import datasets
 
     if Path(name).is_dir():
@@ -215,92 +162,42 @@ def _load_table(name: str, split: str):
         if (folder / "state.json").is_file():
             return datasets.load_from_disk(name)
     elif name.startswith((".", "/", "~")) or name.count("/") != 1 or not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
-        raise ValueError(f"dataset {name!r} is neither known nor a folder; use {SPECIFICATIONS}")
+        raise ValueError(f"dataset {name!r} is neither known nor a folder; use {specifications}")
     try:
         return datasets.load_dataset(name, split=split)
     except Exception as error:  # The library raises a different type for each of network, name, split and file format.
         raise ValueError(
-            f"dataset {name!r}, split {split!r} cannot be loaded: {error}; use {SPECIFICATIONS}"
+            f"dataset {name!r}, split {split!r} cannot be loaded: {error}; use {specifications}"
         ) from error
 
 
-def _open_table(
-    name: str,
-    split: str,
-    limit: int | None,
-    columns: tuple[str, str],
-    depth_scale: float | None,
-    max_depth: float | None,
-) -> DepthDataset:
-    table = _load_table(name, split)
-    for column in columns:
+def check_columns(table, name: str, columns: Mapping[str, str]) -> None:
+    """ValueError where a table lacks a column; `columns` maps the option that names each to its value."""
+    for option, column in columns.items():
         if column not in table.column_names:
             raise ValueError(
                 f"dataset {name!r} has no column {column!r}; it has {', '.join(table.column_names)}; "
-                "choose with --image-column and --depth-column"
+                f"choose with {option}"
             )
 
-    def read(index: int) -> dict:
-        row = table[index]
-        values = np.asarray(row[columns[1]])
-        if values.ndim == 3:
-            values = values.squeeze(-1 if values.shape[-1] == 1 else 0)
-        if depth_scale is None and values.dtype.kind in "iu":
-            raise ValueError(
-                f"column {columns[1]!r} of dataset {name!r} holds whole numbers of unknown unit; say how many make "
-                "a metre, for example --depth-scale 1000 for millimetres"
-            )
-        depth = torch.from_numpy(values.astype(np.float32) / (depth_scale or 1))
-        return {"image": np.array(row[columns[0]].convert("RGB")), "depth": depth}
 
-    samples = MappedSamples(range(len(table)), read, limit)
-    return DepthDataset(f"{name} ({split})", samples, max_depth=max_depth or 80)
-
-
-def open_depth_dataset(
-    specification: str = "scenes",
-    *,
-    split: str = "test",
-    limit: int | None = None,
-    seed: int = 0,
-    size: tuple[int, int] = (192, 192),
-    columns: tuple[str, str] = ("image", "depth"),
-    depth_scale: float | None = None,
-    max_depth: float | None = None,
-) -> DepthDataset:
-    """Open a depth data set by name.
-
-    - `scenes`: rendered rooms, held out from training.
-    - `nyuv2:DIR`, `kitti:DIR`: see `LAYOUTS`; Eigen crop and 1e-3 to 10 m, Garg crop and 1e-3 to 80 m.
-    - A folder that `datasets` reads (saved by `save_to_disk`, or of images or parquet files), or a Hub name.
-
-    Args:
-        specification: One of the above.
-        split: Of `scenes` and of `datasets`.
-        limit: Number of images at most; None means all (`DEFAULT_SCENES` scenes).
-        seed: Of the scenes.
-        size: Of the scenes in pixels, (height, width).
-        columns: Names of the image and the depth column of a `datasets` table.
-        depth_scale: Stored units per metre in its depth column; must be given for whole numbers.
-        max_depth: Largest depth that counts for `datasets` tables, in metres; None means 80.
+def read_row(table, index: int, name: str) -> dict:
+    """A row of a `datasets` table, with its images decoded.
 
     Raises:
-        ValueError: Unknown name or layout, missing files or columns, nothing to read.
+        UnreadableError: One of its images cannot be read.
     """
+    with reading(f"row {index} of {name}"):
+        row = table[index]
+        for value in row.values():
+            if isinstance(value, Image.Image):
+                value.load()
+        return row
+
+
+def check_limit(limit: int | None) -> None:
     if limit is not None and limit < 1:
         raise ValueError(f"limit={limit} must be at least 1, for example 100")
-    kind, colon, folder = specification.partition(":")
-    if specification == "scenes":
-        dataset = _open_scenes(split, limit, seed, size)
-    elif colon and kind in LAYOUTS:
-        dataset = _open_layout(kind, folder, limit)
-    elif colon:
-        raise ValueError(f"dataset layout {kind!r} must be one of {', '.join(LAYOUTS)}; use {SPECIFICATIONS}")
-    else:
-        dataset = _open_table(specification, split, limit, columns, depth_scale, max_depth)
-    if len(dataset.samples) == 0:
-        raise ValueError(f"dataset {specification!r} is empty; use {SPECIFICATIONS}")
-    return dataset
 
 
 PHOTOGRAPHS = ("astronaut", "chelsea", "coffee", "rocket", "motorcycle_left")
@@ -328,8 +225,7 @@ def open_photographs(paths: Sequence[str | Path] = ()) -> dict[str, np.ndarray]:
         )
     images = {}
     for path in map(Path, paths):
-        try:
-            images[path.stem] = read_image(path)
-        except OSError as error:
-            raise ValueError(f"{path} is not an image that Pillow reads: {error}") from error
+        if path.stem in images:
+            raise ValueError(f"two photographs are called {path.stem!r}, the last is {path}; rename one of them")
+        images[path.stem] = read_image(path)
     return images

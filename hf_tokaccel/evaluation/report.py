@@ -14,6 +14,9 @@ GFLOPS_NOTE = (
     "GFLOPs per image as torch.utils.flop_counter counts: a multiply and an add are 2 FLOPs; matrix products, "
     "convolutions and attention count, element-wise work does not"
 )
+INTERVAL_NOTE = (
+    "95 %: percentiles of a bootstrap over images; kept: share of the dense value, dense and row on the same images"
+)
 
 
 @dataclass
@@ -32,6 +35,8 @@ class Row:
         speedup: Median ratio of the dense row's time to this row's.
         seconds: Median, 10th and 90th percentile of the time of a batch.
         group: Rows of one group have similar GFLOPs.
+        intervals: 95 % confidence intervals of some metrics, over the images.
+        classes: Quality per class; None where a class does not occur.
     """
 
     name: str
@@ -45,6 +50,13 @@ class Row:
     speedup: float
     seconds: dict[str, float]
     group: int = 0
+    intervals: dict[str, tuple[float, float]] = field(default_factory=dict)
+    classes: dict[str, float | None] = field(default_factory=dict)
+
+    @classmethod
+    def from_dict(cls, values: dict) -> Row:
+        intervals = {name: tuple(ends) for name, ends in values.get("intervals", {}).items()}
+        return cls(**{**values, "input_size": tuple(values["input_size"]), "intervals": intervals})
 
 
 @dataclass
@@ -62,6 +74,7 @@ class Result:
         environment: Machine, versions, commit and command.
         rows: Lines of the table, the dense one first.
         notes: Sentences that belong under the table.
+        skipped: Images that were left out because they cannot be read, each with the reason.
     """
 
     task: str
@@ -74,6 +87,19 @@ class Result:
     environment: dict
     rows: list[Row]
     notes: list[str] = field(default_factory=list)
+    skipped: list[str] = field(default_factory=list)
+
+    @property
+    def columns(self) -> tuple[Column, ...]:
+        """What a table shows of the metrics, the most important first."""
+        return COLUMNS[self.task]
+
+    @property
+    def footnotes(self) -> list[str]:
+        """Everything that a table must say, as sentences without a full stop."""
+        skipped = f"{len(self.skipped)} images were skipped: {'; '.join(self.skipped)}"
+        intervals = [INTERVAL_NOTE] if any(row.intervals for row in self.rows) else []
+        return [GFLOPS_NOTE, *intervals, *self.notes, *([skipped] if self.skipped else [])]
 
     def to_dict(self) -> dict:
         return asdict(self)
@@ -85,7 +111,9 @@ class Result:
             return None
         middle = groups[len(groups) // 2]
         candidates = [i for i, row in enumerate(self.rows) if row.kind == "clusters" and row.group == middle]
-        return min(candidates, key=lambda i: next(iter(self.rows[i].metrics.values())))
+        first = self.columns[0]
+        best = max if first.higher_is_better else min
+        return best(candidates, key=lambda i: self.rows[i].metrics[first.key])
 
     def heading(self, index: int) -> str:
         """Line over a picture of one accelerated row."""
@@ -97,11 +125,12 @@ class Result:
 
     @classmethod
     def from_dict(cls, values: dict) -> Result:
-        rows = [Row(**{**row, "input_size": tuple(row["input_size"])}) for row in values["rows"]]
-        return cls(**{**values, "rows": rows})
+        return cls(**{**values, "rows": [Row.from_dict(row) for row in values["rows"]]})
 
     def save(self, path: str | Path) -> None:
-        Path(path).write_text(json.dumps(self.to_dict(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        Path(path).write_text(
+            json.dumps(self.to_dict(), indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8"
+        )
 
     @classmethod
     def load(cls, path: str | Path) -> Result:
@@ -110,21 +139,42 @@ class Result:
 
 @dataclass(frozen=True)
 class Column:
-    """Heading and format of one metric."""
+    """Heading and format of one metric, and of its confidence interval if it has one."""
 
     key: str
     heading: str
-    format: str = "{:.3f}"
+    format: str = "{:.4f}"
+    interval_format: str | None = None
+    factor: int = 1
+    higher_is_better: bool = True
+
+    def headings(self) -> list[str]:
+        return [self.heading] if self.interval_format is None else [self.heading, "95 %"]
+
+    def cells(self, row: Row) -> list[str]:
+        cells = [self.format.format(self.factor * row.metrics[self.key])]
+        if self.interval_format is not None:
+            ends = row.intervals.get(self.key, ())
+            cells.append("-".join(self.interval_format.format(self.factor * end) for end in ends))
+        return cells
 
 
-DEPTH_COLUMNS = (
-    Column("abs_rel", "AbsRel ↓", "{:.4f}"),
-    Column("rmse", "RMSE (m) ↓"),
-    Column("log10", "log10 ↓", "{:.4f}"),
-    Column("delta1", "δ1 ↑", "{:.4f}"),
-    Column("delta2", "δ2 ↑", "{:.4f}"),
-    Column("delta3", "δ3 ↑", "{:.4f}"),
-)
+COLUMNS = {
+    "depth-estimation": (
+        Column("abs_rel", "AbsRel ↓", higher_is_better=False),
+        Column("rmse", "RMSE (m) ↓", "{:.3f}", higher_is_better=False),
+        Column("log10", "log10 ↓", higher_is_better=False),
+        Column("delta1", "δ1 ↑"),
+        Column("delta2", "δ2 ↑"),
+        Column("delta3", "δ3 ↑"),
+    ),
+    "image-segmentation": (
+        Column("miou", "mIoU ↑", interval_format="{:.3f}"),
+        Column("kept", "kept % ↑", "{:.1f}", "{:.1f}", factor=100),
+        Column("mean_accuracy", "mAcc ↑"),
+        Column("pixel_accuracy", "aAcc ↑"),
+    ),
+}
 _COST_HEADINGS = ("images/s ↑", "speed", "GFLOPs ↓", "of dense")
 
 
@@ -133,7 +183,7 @@ def _three_digits(value: float) -> str:
 
 
 def _cells(row: Row, columns: tuple[Column, ...]) -> list[str]:
-    quality = [column.format.format(row.metrics[column.key]) for column in columns]
+    quality = [cell for column in columns for cell in column.cells(row)]
     cost = [
         f"{row.images_per_second:.1f}",
         f"{row.speedup:.2f}x",
@@ -143,31 +193,54 @@ def _cells(row: Row, columns: tuple[Column, ...]) -> list[str]:
     return [row.name, *quality, *cost]
 
 
-def to_table(result: Result, columns: tuple[Column, ...] = DEPTH_COLUMNS) -> Table:
+def _headings(result: Result) -> list[str]:
+    return [heading for column in result.columns for heading in column.headings()] + list(_COST_HEADINGS)
+
+
+def to_table(result: Result) -> Table:
     """The result for a terminal, one section per group of similar cost."""
     # Paths may hold brackets, which rich would take for markup.
     title = escape(f"{result.model} on {result.dataset}: {result.num_images} images")
     table = Table(
         title=title,
-        caption=escape(". ".join([GFLOPS_NOTE, *result.notes])),
+        caption=escape(". ".join(result.footnotes)),
         box=SIMPLE_HEAD,
         title_justify="left",
         padding=(0, 1),
     )
     table.add_column("model", overflow="fold")  # On a narrow terminal names wrap, and numbers stay whole.
-    for heading in (*(column.heading for column in columns), *_COST_HEADINGS):
+    for heading in _headings(result):
         table.add_column(heading, justify="right", no_wrap=True, min_width=len(heading))
     for i, row in enumerate(result.rows):
         last_of_group = i + 1 == len(result.rows) or result.rows[i + 1].group != row.group
         style = "bold" if row.kind == "dense" else "dim" if row.kind != "clusters" else None
-        table.add_row(*_cells(row, columns), end_section=last_of_group, style=style)
+        table.add_row(*_cells(row, result.columns), end_section=last_of_group, style=style)
     return table
 
 
-def to_markdown(result: Result, columns: tuple[Column, ...] = DEPTH_COLUMNS) -> str:
+def to_class_table(result: Result, limit: int = 20) -> Table:
+    """Quality per class of the dense row and of the first group, as in JSON; of many classes those that lose most."""
+    shown = [row for row in result.rows if row.kind in ("dense", "clusters") and row.group <= 1]
+    dense, last = shown[0].classes, shown[-1].classes
+    loss = {name: (dense[name] or 0) - (last[name] or 0) for name in dense if dense[name] is not None}
+    names = list(loss) if len(loss) <= limit else sorted(loss, key=loss.get, reverse=True)[:limit]
+    which = (
+        "" if len(names) == len(loss) else f", the {limit} of {len(loss)} classes that lose most in the last column"
+    )
+    table = Table(title=f"IoU per class{which}", box=SIMPLE_HEAD, title_justify="left", padding=(0, 1))
+    table.add_column("class")
+    for row in shown:
+        table.add_column(escape(row.name), justify="right")
+    for name in names:
+        values = [row.classes[name] for row in shown]
+        table.add_row(escape(name), *("" if value is None else f"{value:.4f}" for value in values))
+    return table
+
+
+def to_markdown(result: Result) -> str:
     """The result as a Markdown table with what it depends on, for a README or a model card."""
-    headings = ["model", *(column.heading for column in columns), *_COST_HEADINGS]
-    lines = [headings, ["---", *["---:"] * (len(headings) - 1)], *(_cells(row, columns) for row in result.rows)]
+    headings = ["model", *_headings(result)]
+    lines = [headings, ["---", *["---:"] * (len(headings) - 1)], *(_cells(row, result.columns) for row in result.rows)]
     machine, versions = result.environment["machine"], result.environment["versions"]
     device = machine["processor"] if machine["device"] == "cpu" else machine["device"]
     git = result.environment.get("git")
@@ -176,7 +249,6 @@ def to_markdown(result: Result, columns: tuple[Column, ...] = DEPTH_COLUMNS) -> 
         f"{device}, threads {machine['threads']}, batch {result.options['batch_size']}, {result.options['dtype']}",
         f"torch {versions.get('torch')}, transformers {versions.get('transformers')}",
         *([f"commit {git['commit'][:10]}{' with changes' if git['dirty'] else ''}"] if git else []),
-        GFLOPS_NOTE,
-        *result.notes,
+        *result.footnotes,
     ]
     return "\n".join(["| " + " | ".join(line) + " |" for line in lines] + ["", ". ".join(footer) + "."]) + "\n"

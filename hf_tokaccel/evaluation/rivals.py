@@ -10,14 +10,11 @@ from torch import Tensor, nn
 
 import hf_tokaccel as ta
 
-from .depth_model import patch_size, stored_accel
-from .loop import Variant
+from .models import patch_size, stored_accel
 from .speed import count_gflops
+from .task import Task, Variant
 
-EXPANSIONS = ("nearest", "soft", "delta")
 _PLAIN = ta.TokenClusteringConfig(cluster_after=0, cluster_grid=(1, 1))
-# (share of the layers before clustering, cluster grid / token grid per side), from careful to bold
-_SHARES = ((1 / 2, 3 / 4), (1 / 3, 2 / 3), (1 / 4, 1 / 2))
 
 
 @dataclass(frozen=True)
@@ -82,12 +79,15 @@ def _parse_value(text: str):
     return {"none": None, "true": True, "false": False}.get(text.lower(), text)
 
 
-def default_settings(model: nn.Module, image_size: tuple[int, int]) -> list[ta.TokenClusteringConfig]:
-    """Three settings from careful to bold, with every expansion, for a model with a plain vision transformer.
+def default_settings(
+    model: nn.Module, image_size: tuple[int, int], task: Task | type[Task]
+) -> list[ta.TokenClusteringConfig]:
+    """The settings that a task compares by default, for a model with a plain vision transformer.
 
     Args:
         model: Dense model.
         image_size: Size of its input in pixels, (height, width).
+        task: Says which shares of layers and grid, from careful to bold, and which variations of each.
 
     Raises:
         ValueError: The layers cannot be counted, as with windowed or convolutional backbones.
@@ -102,16 +102,24 @@ def default_settings(model: nn.Module, image_size: tuple[int, int]) -> list[ta.T
             "--accel cluster_after=4,cluster_grid=12x12, or --accel none for the dense model alone"
         )
     tokens = [side // patch for side in image_size]
+    # Only some decoders run on clusters, so that they could also not do so.
+    decodes = getattr(ta.accelerate_config(model.config, None), "accel_decodes_clusters", False)
+    variations = [variation for variation in task.variations if decodes or "decode_clusters" not in variation]
     settings = []
-    for layer_share, grid_share in _SHARES:
+    for layer_share, grid_share in task.shares:
         grid = tuple(max(round(n * grid_share), 1) for n in tokens)
         after = max(round(layers * layer_share), 1)
         settings += [
-            # Weights that sum to one: the released l2 weights would change the scale of what a regression head reads.
-            ta.TokenClusteringConfig(cluster_after=after, cluster_grid=grid, expansion=expansion, normalization="l1")
-            for expansion in EXPANSIONS
+            ta.TokenClusteringConfig(cluster_after=after, cluster_grid=grid, **variation) for variation in variations
         ]
     return settings
+
+
+def settings_to_show(settings: Sequence[ta.TokenClusteringConfig]) -> list[ta.TokenClusteringConfig]:
+    """One of the default settings for a picture: the last variation of the middle group."""
+    groups = list(dict.fromkeys(group_name(setting) for setting in settings))
+    middle = groups[len(groups) // 2]
+    return [setting for setting in settings if group_name(setting) == middle][-1:]
 
 
 def group_name(setting: ta.TokenClusteringConfig) -> str:
@@ -123,6 +131,8 @@ def group_name(setting: ta.TokenClusteringConfig) -> str:
 def setting_name(setting: ta.TokenClusteringConfig) -> str:
     """Short name that tells a setting from the others of its group: expansion and whatever is not the default."""
     said = {"cluster_after", "cluster_grid", "reconstruct_after", "expansion", "normalization", "version", "method"}
+    if setting.decode_clusters or setting.expansion == "delta" or setting.reconstruct_after is not None:
+        said.add("decode_clusters")  # It is what follows from the rest of the setting.
     names = [f.name for f in fields(setting) if f.name not in said]
     changed = [f"{name}={getattr(setting, name)}" for name in names if getattr(setting, name) != getattr(_PLAIN, name)]
     return ", ".join([group_name(setting), setting.expansion, *changed])

@@ -2,19 +2,25 @@
 
 from pathlib import Path
 
-_MODELS = {"depth": "dpt-scenes"}
+_MODELS = {"depth": "dpt-scenes", "segmentation": "segmenter-scenes"}
 
 
 def reference_model_path(name: str) -> Path:
     """Return the folder of a reference model, to be passed to `from_pretrained`.
 
     Args:
-        name: "depth" for the monocular depth model trained on `hf_tokaccel.scenes`.
+        name: "depth" or "segmentation", for the models trained on `hf_tokaccel.scenes`.
 
     Raises:
-        ValueError: If there is no reference model of that name.
+        ValueError: If there is no reference model of that name, or this copy of the package lacks its folder.
     """
     if name not in _MODELS:
         known = ", ".join(repr(known) for known in _MODELS)
         raise ValueError(f"Unknown reference model {name!r}: it must be one of {known}; for example 'depth'.")
-    return Path(__file__).parent / _MODELS[name]
+    folder = Path(__file__).parent / _MODELS[name]
+    if not folder.is_dir():
+        raise ValueError(
+            f"The reference model {name!r} is missing: there is no folder {folder}. Install the package as a whole, "
+            "or give a model of your own."
+        )
+    return folder

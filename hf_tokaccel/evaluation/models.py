@@ -1,0 +1,97 @@
+"""Models of Transformers as the evaluation sees them: loading, and what their configurations say."""
+
+from __future__ import annotations
+
+from collections.abc import Container
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers import AutoConfig, AutoImageProcessor
+
+import hf_tokaccel as ta
+
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class ModelKind:
+    """What a script evaluates.
+
+    Attributes:
+        auto: Auto class that loads the models.
+        mapping: Its configuration classes.
+        lacks: What other models do not do, for error messages.
+        trained_for: What the weights must have been trained for, likewise.
+        example: A checkpoint on the Hub.
+    """
+
+    auto: type
+    mapping: Container[type]
+    lacks: str
+    trained_for: str
+    example: str
+
+
+def load_model(name: str | Path, kind: ModelKind, *, dtype: str = "float32", device: torch.device | str = "cpu"):
+    """Dense model, the accelerated setting stored with it (or None) and its image processor.
+
+    Raises:
+        ValueError: Nothing to load there, not a model of this kind, an unknown dtype, or weights that do not cover
+            the model.
+    """
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype={dtype!r} must be one of {', '.join(DTYPES)}; for example float32")
+    name = str(name)
+    if Path(name).is_dir() and not (Path(name) / "config.json").is_file():
+        raise ValueError(
+            f"model folder {name} has no config.json; give a folder written by save_pretrained or a Hub id"
+        )
+    try:
+        config = AutoConfig.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"model {name!r} cannot be loaded ({first_line(error)}); give a Hub id such as {kind.example} "
+            "or a folder written by save_pretrained"
+        ) from error
+    if type(config) not in kind.mapping:
+        types = sorted({c.model_type for c in kind.mapping})
+        raise ValueError(
+            f"model {name!r} is of type {config.model_type!r}, which {kind.lacks}; types that do: {', '.join(types)}"
+        )
+    try:
+        processor = AutoImageProcessor.from_pretrained(name)
+        model, info = kind.auto.from_pretrained(name, dtype=DTYPES[dtype], output_loading_info=True)
+    except OSError as error:
+        raise ValueError(f"model {name!r} is incomplete: {first_line(error)}") from error
+    if missing := sorted(info["missing_keys"]):
+        raise ValueError(
+            f"model {name!r} lacks {len(missing)} weights of a {kind.trained_for} model, for example {missing[0]}; "
+            f"give one that was trained for {kind.trained_for}, such as {kind.example}"
+        )
+    accel = stored_accel(config)
+    dense = model if accel is None else ta.to_native(model)
+    return dense.eval().to(device), accel, processor
+
+
+def stored_accel(config) -> dict | None:
+    """Accelerated setting in a configuration or in that of its backbone."""
+    return getattr(config, "accel", None) or getattr(getattr(config, "backbone_config", None), "accel", None)
+
+
+def first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0].rstrip(".") if str(error).strip() else type(error).__name__
+
+
+def patch_size(config) -> int:
+    """Side of a patch in pixels; DPT keeps it in its own config or in that of its backbone."""
+    backbone = getattr(config, "backbone_config", None)
+    size = getattr(backbone, "patch_size", None) or getattr(config, "patch_size", None) or 1
+    return int(max(size)) if isinstance(size, (list, tuple)) else int(size)
+
+
+def input_size(processor, default: int = 384) -> tuple[int, int]:
+    """Size that scenes are rendered at for an image processor: the one it makes anyway, (height, width) in pixels."""
+    size = getattr(processor, "size", None) or {}
+    height, width = (size.get(key) or size.get("shortest_edge") or default for key in ("height", "width"))
+    return int(height), int(width)

@@ -1,0 +1,152 @@
+"""What is measured and how it is run: tasks, and the variants of a model."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .pictures import Panel
+
+
+class UnreadableError(ValueError):
+    """A file that cannot be read, which the user may have skipped."""
+
+
+@dataclass
+class Summary:
+    """Quality of one variant on a data set.
+
+    Attributes:
+        metrics: What the table shows.
+        intervals: 95 % confidence intervals over images of some metrics.
+        classes: Value of each class, None where it does not occur.
+    """
+
+    metrics: dict[str, float]
+    intervals: dict[str, tuple[float, float]] = field(default_factory=dict)
+    classes: dict[str, float | None] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way to run a model: the model object and the input resolution.
+
+    Attributes:
+        name: Row name.
+        model: Dense or accelerated model.
+        scale: Input side relative to the image processor's output.
+        multiple: The scaled side is rounded to this, normally the patch size.
+    """
+
+    name: str
+    model: nn.Module
+    scale: float = 1.0
+    multiple: int = 1
+
+    @property
+    def eager(self) -> nn.Module:
+        """The model without the wrapper of `torch.compile`, which hides its work from counters and observers."""
+        return getattr(self.model, "_orig_mod", self.model)
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    def with_eager(self) -> Variant:
+        return replace(self, model=self.eager)
+
+    def size(self, height: int, width: int) -> tuple[int, int]:
+        """Input size at which this variant runs an image of (height, width)."""
+        if self.scale == 1:
+            return height, width
+        return tuple(max(round(s * self.scale / self.multiple), 1) * self.multiple for s in (height, width))
+
+    def inputs(self, pixel_values: Tensor) -> Tensor:
+        """Model input (B, 3, h', w') from the image processor's (B, 3, h, w), in the model's dtype."""
+        height, width = pixel_values.shape[-2:]
+        size = self.size(height, width)
+        if size != (height, width):
+            pixel_values = F.interpolate(pixel_values, size, mode="bicubic", antialias=True)
+        return pixel_values.to(next(self.model.parameters()).dtype)
+
+    def __call__(self, pixel_values: Tensor):
+        return self.model(pixel_values=self.inputs(pixel_values))
+
+
+class Task(ABC):
+    """What the loop and the table must know about a dense-prediction task.
+
+    Attributes:
+        name: Pipeline tag of the Hub.
+        label: Key of the truth in samples and encoded items.
+        no_label_hint: Advice where no label has a valid pixel.
+        num_sums: Numbers that `score` gives for an image.
+        shares: What is compared by default: shares of the layers before clustering and of the tokens' grid per side.
+        variations: Fields of `TokenClusteringConfig`, each with every one of the shares.
+    """
+
+    name: str
+    label: str
+    no_label_hint: str
+    num_sums: int
+    shares: Sequence[tuple[float, float]]
+    variations: Sequence[dict[str, Any]]
+
+    @abstractmethod
+    def encode(self, sample: dict) -> dict[str, Any]:
+        """One sample as model input `pixel_values` (3, h, w) and whatever `decode` and `score` need.
+
+        Raises:
+            ValueError: A sample that cannot be used.
+        """
+
+    @abstractmethod
+    def decode(self, outputs: Any, items: Sequence[dict]) -> list[Tensor]:
+        """Predictions at the size of the labels, one per item, from what `run` gave for a batch."""
+
+    @abstractmethod
+    def score(self, prediction: Tensor, item: dict) -> Tensor:
+        """Additive sums of one image, float64 (num_sums,); the last is 1, or 0 where the label has no valid pixel."""
+
+    @abstractmethod
+    def summarise(self, sums: Tensor) -> list[Summary]:
+        """Quality of each variant from the sums of all images, (variants, images, num_sums); the first is dense."""
+
+    @abstractmethod
+    def panel(self, dense: Variant, accelerated: Variant, sample: dict) -> Panel:
+        """One line of a figure that compares two variants on a sample."""
+
+    @abstractmethod
+    def draw_samples(self, panels: Sequence[Panel], path: Path, heading: str) -> None:
+        """Writes a figure of images with truth as PNG."""
+
+    @abstractmethod
+    def draw_photographs(self, panels: Mapping[str, Panel], path: Path, heading: str) -> dict[str, str]:
+        """Writes a figure of images without truth as PNG; says by name how far the two maps of each differ."""
+
+    def run(self, variant: Variant, pixel_values: Tensor) -> Any:
+        """The model's work on a batch (B, 3, h, w)."""
+        return variant(pixel_values)
+
+    def timed(self, variant: Variant, pixel_values: Tensor) -> Callable[[], Any]:
+        """`run` for the clock: what belongs to reading an image, such as resizing it, is done before."""
+        return partial(variant.model, pixel_values=variant.inputs(pixel_values))
+
+    def model_input(self, pixel_values: Tensor) -> Tensor:
+        """What one forward pass sees of a batch (B, 3, h, w): all of it, or a window."""
+        return pixel_values
+
+    @torch.inference_mode()
+    def predict(self, variant: Variant, sample: dict) -> Tensor:
+        """Map of one image (H, W) by one variant, on the CPU."""
+        item = self.encode(sample)
+        (prediction,) = self.decode(self.run(variant, item["pixel_values"][None].to(variant.device)), [item])
+        return prediction.cpu()
