@@ -114,9 +114,15 @@ def _register_auto_models(family: Family) -> None:
         if ours:
             # Of several, Auto classes pick the one that `architectures` in config.json names.
             auto_class.register(family.config, ours if len(ours) > 1 else ours[0], exist_ok=True)
+            tell_pipelines(auto_class, family.config.model_type, ours)
     for cls in family.models:
         if issubclass(cls, BackboneMixin):
             AutoBackbone.register(family.config, cls, exist_ok=True)
+
+
+def tell_pipelines(auto_class: type, model_type: str, models: tuple[type[PreTrainedModel], ...]) -> None:
+    """Pipelines know models by name: of others they log that these are not supported, and run them all the same."""
+    auto_class._model_mapping._model_mapping.setdefault(model_type, tuple(cls.__name__ for cls in models))
 
 
 def _register_image_processor(family: Family) -> None:

@@ -4,6 +4,7 @@ from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelFor
 from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING
 from transformers.models.segformer import SegformerConfig
 
+from ...registry import tell_pipelines
 from .configuration import SegmenterConfig
 from .modeling import (
     SegmenterForSemanticSegmentation,
@@ -15,6 +16,7 @@ from .modeling import (
 AutoConfig.register("segmenter", SegmenterConfig, exist_ok=True)
 AutoModel.register(SegmenterConfig, SegmenterModel, exist_ok=True)
 AutoModelForSemanticSegmentation.register(SegmenterConfig, SegmenterForSemanticSegmentation, exist_ok=True)
+tell_pipelines(AutoModelForSemanticSegmentation, "segmenter", (SegmenterForSemanticSegmentation,))
 AutoImageProcessor.register(
     SegmenterConfig, image_processor_classes=dict(IMAGE_PROCESSOR_MAPPING[SegformerConfig]), exist_ok=True
 )

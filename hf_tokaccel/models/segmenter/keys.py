@@ -40,6 +40,11 @@ _TO_OURS = (
 _UNUSED = re.compile(r"^encoder\.(head|head_dist)\.")
 
 
+def is_expedit(state: Mapping[str, Tensor]) -> bool:
+    """Whether parameters have the names of the Expedit port."""
+    return any(name.removeprefix("module.").startswith("backbone.") for name in state)
+
+
 def to_original_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Strips the prefix of DistributedDataParallel and turns the Expedit port's names into the original's."""
     if state and all(name.startswith("module.") for name in state):
@@ -59,12 +64,13 @@ def to_our_names(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[s
             unused.append(name)
             continue
         new = _replace(name, _TO_OURS)
-        if ".attn.qkv." in new:
+        if ".attn.qkv." in new and value.ndim and value.shape[0] % 3 == 0:
             for part, piece in zip("qkv", value.chunk(3), strict=True):
                 ours[new.replace(".attn.qkv.", f".attention.{part}_proj.")] = piece.clone()
         else:
             # Stored for patches @ matrix; a linear layer multiplies by the transpose.
-            ours[new] = value.t().contiguous() if name.startswith(("decoder.proj_patch", "decoder.proj_cl")) else value
+            transposed = name in ("decoder.proj_patch", "decoder.proj_classes")
+            ours[new] = value.mT.contiguous() if transposed and value.ndim == 2 else value
     return ours, unused
 
 
