@@ -1,0 +1,107 @@
+"""The published GFLOPs follow from the closed forms, and nothing else does."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import ViTConfig, ViTForImageClassification
+
+import hf_tokaccel as ta
+from benchmarks.paper_gflops import TABLES, __main__, report
+from benchmarks.paper_gflops.table import Checked, flops
+from hf_tokaccel.evaluation.speed import count_gflops
+from hf_tokaccel.models.vit import TokAccelViTForImageClassification
+
+DOCUMENT = Path(__file__).parent.parent / "docs" / "paper_gflops.md"
+LOADED = {name: __main__.load(name) for name in TABLES}
+ROWS = [(table, row) for table in LOADED.values() for row in table.rows]
+
+
+def named(rows):
+    return pytest.mark.parametrize(("table", "row"), rows, ids=[f"{row.name}-{row.published}" for _, row in rows])
+
+
+def test_every_published_row_is_there():
+    assert {name: len(table.rows) for name, table in LOADED.items()} == {"segmenter": 12, "dpt": 8, "swag": 8}
+
+
+@named(ROWS)
+def test_closed_form_gives_the_published_value(table, row):
+    assert table.total(table.terms(row)) == pytest.approx(row.published, rel=1e-3)
+
+
+@named([(table, row) for table, row in ROWS if row.accel])
+@pytest.mark.parametrize(("blocks", "side"), [(1, 0), (-1, 0), (0, 1), (0, -1)])
+def test_a_neighbouring_setting_does_not(table, row, blocks, side):
+    """Among them: alpha taken for another table's, off by one."""
+    height, width = row.accel["cluster_grid"]
+    accel = {"cluster_after": row.accel["cluster_after"] + blocks, "cluster_grid": (height + side, width + side)}
+    assert not Checked(row, table.total(table.terms(replace(row, accel=accel)))).fits
+
+
+@pytest.mark.parametrize(("row", "traced"), [(0, 210.834), (4, 151.316)], ids=["KITTI", "NYUv2"])
+def test_what_surrounds_the_blocks_of_dpt_is_what_a_trace_of_the_official_model_holds(row, traced):
+    terms = LOADED["dpt"].terms(LOADED["dpt"].rows[row])
+    blocks = sum(value for name, value in terms.items() if "block" in name or name.startswith("attention"))
+    assert (sum(terms.values()) - blocks) / 1e9 == pytest.approx(traced, abs=1e-3)
+
+
+def test_command_fails_on_a_row_that_is_off(monkeypatch, capsys):
+    monkeypatch.setattr(report, "flops", lambda build, size: 1.0)
+    assert __main__.main(["swag"]) == 0
+    good = LOADED["swag"]
+    row = good.rows[-1]
+    doctored = replace(good, rows=(*good.rows[:-1], replace(row, published=row.published * 1.002)))
+    monkeypatch.setattr(__main__, "load", lambda name: doctored)
+    assert __main__.main(["swag"]) == 1
+    assert "more than 0.1% off: swag: Row(name='ViT-H/14'" in capsys.readouterr().err
+
+
+def test_document_is_what_the_command_prints():
+    """Of every line what needs no model: the rest depends on the version of torch, too."""
+    lines = [
+        [cell.strip() for cell in line.split("|")[1:-1]]
+        for line in DOCUMENT.read_text().splitlines()
+        if line.startswith("|") and ("%" in line)
+    ]
+    known = [report.known_cells(*pair) for table in LOADED.values() for pair in report.with_dense(table.check())]
+    assert [line[: len(known[0])] for line in lines] == known
+
+
+def test_counting_without_data_counts_what_runs():
+    config = ViTConfig(
+        image_size=64,
+        patch_size=4,
+        hidden_size=32,
+        num_hidden_layers=4,
+        num_attention_heads=2,
+        intermediate_size=64,
+    )
+    accelerated = ta.accelerate_config(config, {"cluster_after": 1, "cluster_grid": 8})
+    torch.manual_seed(0)
+    model = ta.accelerate(ViTForImageClassification(config).eval(), accelerated.accel)
+    without_data = flops(lambda: TokAccelViTForImageClassification(accelerated), (64, 64))
+    assert without_data == count_gflops(model, torch.rand(1, 3, 64, 64))
+
+
+@named([(table, row) for table, row in ROWS if table is LOADED["swag"]])
+def test_our_model_runs_the_blocks_of_the_row_and_clusters_for_less(table, row):
+    """All eight settings of SWAG, at full size: the matrix products are the table's, but for a cheaper clustering."""
+    terms = table.terms(row)
+    products = ("patch embedding", "linear layers of the blocks", "attention products", "classifier")
+    blocks = sum(terms[name] for name in products)
+    dense = terms.get("clustering: distances to all clusters and dense weighted means", 0)
+    ours = flops(lambda: table.model(row), row.size) * 1e9 / 2
+    if row.accel is None:
+        assert ours == blocks
+    else:
+        assert blocks < ours < blocks + dense / 2
+
+
+@pytest.mark.parametrize("name", ["segmenter", "dpt"])
+def test_our_model_saves_no_less_than_published(name):
+    table = LOADED[name]
+    dense, row = table.rows[:2]
+    ours, whole = (flops(lambda row=row: table.model(row), row.size) for row in (row, dense))
+    assert 0.5 < ours / whole < row.published / dense.published
