@@ -1,0 +1,86 @@
+"""EoMT: the last blocks run with the queries among the tokens, so the blocks before those are accelerated."""
+
+from dataclasses import replace
+from typing import Any
+
+from transformers import EomtConfig, EomtForUniversalSegmentation
+
+from ..configs import AcceleratedConfig
+from ..configuration import TokenClusteringConfig, as_accel
+from ..modeling import AcceleratedModel, enter, record
+from ..registry import register_family
+from ..track import TokenTrack
+
+
+class QueryBlocksConfig(AcceleratedConfig):
+    """What the configurations of EoMT and EoMT-DINOv3 share: the accelerated span ends where the queries join.
+
+    Nothing was released for EoMT. Blocks follow on what is reconstructed, so its weights sum to one by default.
+    """
+
+    accel_normalization = "l1"
+    accel_fixed_image_size = True
+
+    def resolve_accel(self, accel: Any) -> TokenClusteringConfig:
+        """See `AcceleratedConfig`; an open `reconstruct_after` becomes the last block before the queries.
+
+        Raises:
+            ValueError: when the setting is not valid, or does not fit the blocks before the queries.
+        """
+        setting = as_accel(accel)
+        # As in AcceleratedConfig: the number of blocks is known only after the host's __post_init__.
+        if "_name_or_path" in self.__dict__:
+            setting = self._end_before_queries(setting)
+        return super().resolve_accel(setting)
+
+    def _end_before_queries(self, setting: TokenClusteringConfig) -> TokenClusteringConfig:
+        last, start, end = self.num_hidden_layers - self.num_blocks, setting.cluster_after, setting.reconstruct_after
+        why = f"the queries join the last num_blocks={self.num_blocks} of num_hidden_layers={self.num_hidden_layers}"
+        if last < 1:
+            raise ValueError(f"a model without blocks before the queries cannot be accelerated: {why}; pass None.")
+        if start >= last:
+            raise ValueError(
+                f"cluster_after={start} is not valid: it must be between 0 and {last - 1}, since {why}, for example "
+                f"cluster_after={last // 2}."
+            )
+        if end is not None and end > last:
+            raise ValueError(
+                f"reconstruct_after={end} is not valid: it must be None or between {start + 1} and {last}, since "
+                f"{why}, for example reconstruct_after={last}."
+            )
+        return replace(setting, reconstruct_after=end or last)
+
+
+class QueryBlocksModel(AcceleratedModel):
+    """What the models share: queries and attention masks come after the span, so blocks keep what the host passes."""
+
+    accel_layers = "layers"
+    accel_norm = "norm1"
+    accel_ambient = True
+
+    @property
+    def accel_prefix(self) -> int:
+        return self.embeddings.num_prefix_tokens
+
+    def accel_block_inputs(
+        self, track: TokenTrack, args: tuple, kwargs: dict[str, Any]
+    ) -> tuple[tuple, dict[str, Any]]:
+        return args, kwargs
+
+
+class TokAccelEomtConfig(QueryBlocksConfig, EomtConfig):
+    """`EomtConfig` with `accel`."""
+
+    model_type = "tokaccel_eomt"
+
+
+class TokAccelEomtForUniversalSegmentation(QueryBlocksModel, EomtForUniversalSegmentation):
+    config: TokAccelEomtConfig
+    forward = enter(record(EomtForUniversalSegmentation.forward, ties_last=True))
+
+
+register_family(
+    TokAccelEomtConfig,
+    (TokAccelEomtForUniversalSegmentation,),
+    note="the blocks before the queries; like its host neither exported nor compiled into one graph",
+)
