@@ -80,6 +80,9 @@ class TestVitDetModel(VitDetTester):
 
 
 class TestVitDetBackbone(VitDetTester):
+    """Its graphs are tested in ViTMatte."""
+
+    secondary = True
     native, auto = VitDetBackbone, TokAccelVitDetBackbone
 
 

@@ -1,0 +1,25 @@
+"""ViTMatte: image matting on a ViTDet backbone; images have a fourth channel, the trimap."""
+
+from transformers import PreTrainedConfig, VitMatteConfig, VitMatteForImageMatting
+
+from ..configs import AcceleratedConfig
+from ..modeling import AcceleratedModel
+from ..registry import register_family
+
+
+class TokAccelVitMatteConfig(AcceleratedConfig, VitMatteConfig):
+    """`VitMatteConfig` with `accel`, which applies to its backbone."""
+
+    model_type = "tokaccel_vitmatte"
+    accel_normalization = "l1"
+
+    def accel_host(self) -> PreTrainedConfig:
+        return self.backbone_config
+
+
+class TokAccelVitMatteForImageMatting(AcceleratedModel, VitMatteForImageMatting):
+    config: TokAccelVitMatteConfig
+    accel_parts = ("backbone",)
+
+
+register_family(TokAccelVitMatteConfig, (TokAccelVitMatteForImageMatting,), note="on ViTDet")

@@ -1,0 +1,62 @@
+"""ViTPose: human pose estimation, and its backbone with or without a mixture of experts."""
+
+from typing import Any
+
+from transformers import (
+    PreTrainedConfig,
+    VitPoseBackbone,
+    VitPoseBackboneConfig,
+    VitPoseConfig,
+    VitPoseForPoseEstimation,
+)
+from transformers.models.vitpose_backbone.modeling_vitpose_backbone import VitPoseBackboneEncoder
+
+from ..configs import AcceleratedConfig
+from ..modeling import AcceleratedModel, enter, record
+from ..registry import register_family
+
+
+class TokAccelVitPoseBackboneConfig(AcceleratedConfig, VitPoseBackboneConfig):
+    """`VitPoseBackboneConfig` with `accel`; feature maps always pass a LayerNorm."""
+
+    model_type = "tokaccel_vitpose_backbone"
+    accel_fixed_image_size = True
+
+
+class TokAccelVitPoseBackboneEncoder(AcceleratedModel, VitPoseBackboneEncoder):
+    accel_layers = "layer"
+    forward = record(VitPoseBackboneEncoder.forward)
+
+
+class TokAccelVitPoseBackbone(AcceleratedModel, VitPoseBackbone):
+    config: TokAccelVitPoseBackboneConfig
+    accel_prefix = 0
+    accel_parts = ("encoder",)
+    forward = enter(VitPoseBackbone.forward, reads=lambda model: tuple(model.out_indices))
+
+    def accel_block_inputs(self, track: Any, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+        return args, kwargs  # dataset_index chooses the experts of an image, whatever its tokens are
+
+
+class TokAccelVitPoseConfig(AcceleratedConfig, VitPoseConfig):
+    """`VitPoseConfig` with `accel`, which applies to its backbone."""
+
+    model_type = "tokaccel_vitpose"
+    accel_fixed_image_size = True
+
+    def accel_host(self) -> PreTrainedConfig:
+        return self.backbone_config
+
+
+class TokAccelVitPoseForPoseEstimation(AcceleratedModel, VitPoseForPoseEstimation):
+    config: TokAccelVitPoseConfig
+    accel_parts = ("backbone",)
+
+
+register_family(
+    TokAccelVitPoseBackboneConfig,
+    (TokAccelVitPoseBackbone,),
+    parts=(TokAccelVitPoseBackboneEncoder,),
+    note="with `num_experts` too",
+)
+register_family(TokAccelVitPoseConfig, (TokAccelVitPoseForPoseEstimation,), note="on its own backbone")
