@@ -1,0 +1,124 @@
+"""The segmentation training example: resuming is exact, and the encoder can start from the depth model."""
+
+import argparse
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
+
+import hf_tokaccel  # noqa: F401  registers Segmenter
+from hf_tokaccel.reference import reference_model_path
+from hf_tokaccel.scenes import CLASS_NAMES, render_scenes
+
+ROOT = Path(__file__).parents[1]
+TINY = ["--stages", "32:2:1,64:2:2", "--image-size", "64", "--width", "32", "--heads", "2", "--mlp", "32"]
+TINY += ["--layers", "2", "--decoder-mlp", "32", "--init", "none", "--warmup", "1", "--save-every", "2"]
+TINY += ["--log-every", "1", "--val-scenes", "2", "--cpu"]
+
+
+@pytest.fixture(scope="module")
+def script():
+    spec = importlib.util.spec_from_file_location("train_segmentation", ROOT / "examples" / "train_segmentation.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def launch(*arguments: str) -> None:
+    paths = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, str(ROOT / "examples" / "train_segmentation.py"), *TINY, *arguments]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_resumed_training_equals_uninterrupted_training(tmp_path):
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    launch("--work", str(tmp_path / "a"), "--output", str(whole))
+    launch("--work", str(tmp_path / "b"), "--output", str(parts), "--stop-at", "2")
+    launch("--work", str(tmp_path / "b"), "--output", str(parts), "--resume")
+
+    # Two optimisers, AdamW and Muon, have to come back with their moments.
+    exact = [load_file(tmp_path / run / "checkpoint" / "model.safetensors") for run in "ab"]
+    assert exact[0].keys() == exact[1].keys()
+    assert all(torch.equal(exact[0][k], exact[1][k]) for k in exact[0])
+    first, second = load_file(whole / "model.safetensors"), load_file(parts / "model.safetensors")
+    assert all(torch.equal(first[k], second[k]) and first[k].dtype == torch.float16 for k in first)
+    logs = [[json.loads(i) for i in (f / "training_log.jsonl").read_text().splitlines()] for f in (whole, parts)]
+    losses = [[(row["step"], row["images"], row["loss"]) for row in log if "loss" in row] for log in logs]
+    assert losses[0] == losses[1]
+    assert [row[:2] for row in losses[0]] == [(1, 2), (2, 4), (3, 6)]
+
+    model, processor = (
+        AutoModelForSemanticSegmentation.from_pretrained(parts),
+        AutoImageProcessor.from_pretrained(parts),
+    )
+    assert model.dtype == torch.float32
+    assert [model.config.id2label[i] for i in range(19)] == list(CLASS_NAMES)
+    pixels = processor(torch.zeros(3, 60, 80, dtype=torch.uint8), return_tensors="pt")["pixel_values"]
+    with torch.no_grad():
+        assert model(pixel_values=pixels).logits.shape == (1, 19, 8, 8)
+
+
+def reference_sizes(**changes) -> argparse.Namespace:
+    sizes = {"width": 128, "layers": 12, "heads": 4, "mlp": 512, "image_size": 192, "decoder_mlp": 256}
+    return argparse.Namespace(**{**sizes, "init": "depth", "resume": False, **changes})
+
+
+def test_encoder_starts_as_the_depth_models(script):
+    from transformers import AutoModelForDepthEstimation
+
+    model = script.build_model(reference_sizes()).eval()
+    depth = AutoModelForDepthEstimation.from_pretrained(reference_model_path("depth"), dtype=torch.float32)
+    pixels = torch.rand(1, 3, 192, 192)
+    with torch.no_grad():
+        ours = model.segmenter(pixels, output_hidden_states=True).hidden_states
+        theirs = depth(pixels, output_hidden_states=True).hidden_states
+    torch.testing.assert_close(ours[6], theirs[6])
+
+
+def test_encoder_of_another_size_is_refused(script):
+    with pytest.raises(SystemExit, match=r"another size or form .*--width and --layers, or --init none"):
+        script.build_model(reference_sizes(layers=6))
+
+
+def test_scores_of_known_predictions(script):
+    class Perfect(torch.nn.Module):
+        """Knows the labels; says wall where told to confuse floor with it."""
+
+        def __init__(self, confuse: bool):
+            super().__init__()
+            self.device_of, self.confuse = torch.nn.Parameter(torch.zeros(1)), confuse
+
+        def forward(self, pixel_values):
+            truth = render_scenes(range(4), (48, 48), "test", 1, materials="typical").labels
+            if self.confuse:
+                truth = torch.where(truth == 0, 2, truth)
+            logits = torch.nn.functional.one_hot(truth, 19).permute(0, 3, 1, 2).float()
+            return argparse.Namespace(logits=logits)
+
+    scores = script.evaluate(Perfect(False), "test", 1, 4, 48)
+    assert scores["miou"] == scores["mean_accuracy"] == scores["pixel_accuracy"] == 1.0
+    labels = render_scenes(range(4), (48, 48), "test", 1, materials="typical").labels
+    floor, wall = (labels == 0).sum().item(), (labels == 2).sum().item()
+    scores, present = script.evaluate(Perfect(True), "test", 1, 4, 48), len(labels.unique())
+    assert scores["iou"]["floor"] == 0.0
+    assert scores["iou"]["wall"] == round(wall / (wall + floor), 3)
+    assert len(scores["iou"]) == present
+    assert scores["miou"] == pytest.approx((present - 2 + wall / (wall + floor)) / present, abs=1e-4)
+    assert scores["pixel_accuracy"] == pytest.approx(1 - floor / labels.numel(), abs=1e-4)
+
+
+def test_loss_prefers_the_truth_and_weighs_classes(script):
+    labels = render_scenes(range(2), (64, 64), "train", 0, materials="typical").labels
+    good = 8.0 * torch.nn.functional.one_hot(labels, 19).permute(0, 3, 1, 2).float()
+    assert script.segmentation_loss(good, labels) < 0.1 < script.segmentation_loss(good.roll(1, 1), labels)
+    weights = script.class_weights(torch.device("cpu"))
+    assert weights[CLASS_NAMES.index("cup")] > 5 * weights[CLASS_NAMES.index("floor")]
