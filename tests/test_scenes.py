@@ -191,6 +191,18 @@ def test_thin_and_small_objects_are_there(batch):
     assert 0.002 < thin.float().mean() < 0.1
 
 
+def test_typical_materials_change_colours_alone(batch):
+    typical = render_scenes(range(64), (96, 96), "validation", materials="typical")
+    assert torch.equal(typical.depth, batch.depth)
+    assert torch.equal(typical.labels, batch.labels)
+    pixels, labels = torch.stack([batch.image, typical.image]).permute(0, 1, 3, 4, 2), batch.labels
+    for name in ("sofa", "table", "rug", "ball"):
+        tint = [(i / i.sum(-1, keepdim=True))[labels == CLASS_NAMES.index(name)].var(dim=0).sum() for i in pixels]
+        assert tint[1] < 0.6 * tint[0]
+    item = SceneDataset("validation", 1, (96, 96), materials="typical")[0]
+    assert torch.equal(item["image"], (typical.image[0] * 255).round().to(torch.uint8))
+
+
 def test_dataset_serves_single_items_and_batches():
     data = SceneDataset("train", 10, SIZE, seed=3)
     assert len(data) == 10
@@ -230,7 +242,9 @@ def test_as_datasets_holds_the_same_scenes():
         (lambda: SceneDataset("train", 0), ("0", "length", "length=1024")),
         (lambda: SceneDataset("nope", 4), ("'nope'", "validation", "split='train'")),
         (lambda: as_datasets("train", -3), ("-3", "length", "length=1024")),
-        (lambda: reference_model_path("segmentation"), ("'segmentation'", "'depth'")),
+        (lambda: render_scenes([0], materials="wood"), ("'wood'", "any, typical", "materials='any'")),
+        (lambda: SceneDataset("train", 4, materials="wood"), ("'wood'", "any, typical", "materials='any'")),
+        (lambda: reference_model_path("surface"), ("'surface'", "'depth'")),
     ],
 )
 def test_bad_input_is_named_with_what_is_allowed(call, parts):
