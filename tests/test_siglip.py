@@ -96,5 +96,5 @@ def test_tower_loads_from_a_whole_siglip_checkpoint(siglip, tmp_path):
 def test_siglip2_is_refused():
     """Its images are padded lists of patches, each image with a grid of its own."""
     model = Siglip2Model(Siglip2Config(vision_config={**TINY, "num_patches": 64}, text_config=TINY_TEXT))
-    with pytest.raises(ValueError, match="'siglip2' cannot be accelerated. Supported model types: .*siglip"):
+    with pytest.raises(ValueError, match=r"'siglip2' cannot be accelerated\. Supported model types: .*siglip"):
         ta.accelerate(model, ACCEL)
