@@ -129,21 +129,23 @@ def _graft(native: nn.Module, accel: TokenClusteringConfig) -> nn.Module:
     return transplant(template, native, {})
 
 
-def image_grid(model: nn.Module, pixel_values: torch.Tensor) -> tuple[int, int]:
-    """(H, W) patch tokens of images (B, C, height, width).
+def image_grid(model: nn.Module, pixel_values: torch.Tensor, windows: int = 1) -> tuple[int, int]:
+    """(H, W) patch tokens of images (B, C, height, width), or of each of their windows x windows parts.
 
     Raises:
-        ValueError: when a side is not a multiple of the patch.
+        ValueError: when a side is not a multiple of the patch, or cannot be divided into these parts.
     """
-    sides, patch = pixel_values.shape[-2:], model.accel_patch_size()
-    if any(side % step for side, step in zip(sides, patch, strict=True)):
-        nearest = tuple(max(1, round(side / step)) * step for side, step in zip(sides, patch, strict=True))
+    sides, steps = pixel_values.shape[-2:], tuple(windows * step for step in model.accel_patch_size())
+    if any(side % step for side, step in zip(sides, steps, strict=True)):
+        nearest = tuple(max(1, round(side / step)) * step for side, step in zip(sides, steps, strict=True))
+        parts = "" if windows == 1 else f"times {windows} windows, "
         raise ValueError(
             f"image size {tuple(sides)} is not valid: while accelerated, height and width must be multiples of the "
-            f"patch size {patch}, for example {nearest}; or switch acceleration off with accelerate(model, None)."
+            f"patch size {parts}{steps}, for example {nearest}; or switch acceleration off with "
+            "accelerate(model, None)."
         )
     # Constants even where torch.compile made the image size symbolic: each size gets a graph of its own.
-    return tuple(operator.index(side // step) for side, step in zip(sides, patch, strict=True))
+    return tuple(operator.index(side // step) for side, step in zip(sides, steps, strict=True))
 
 
 def enter(native_forward: Callable, reads: Callable[[Any], Collection[int]] | None = None) -> Callable:
