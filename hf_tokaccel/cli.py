@@ -29,7 +29,9 @@ def user_errors() -> Iterator[None]:
     try:
         yield
     except (ValueError, OSError) as error:
-        errors.print(f"error: {error}", style="red", markup=False)
+        named = isinstance(error, OSError) and error.filename is not None
+        text = f"{error.filename}: {error.strerror}" if named else str(error)
+        errors.print(f"error: {text}", style="red", markup=False)
         raise typer.Exit(2) from error
 
 

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from family import ACCEL, FamilyTester
 from safetensors import safe_open
 from safetensors.torch import load_file
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoImageProcessor, AutoModel, AutoModelForSemanticSegmentation
 
 import hf_tokaccel as ta
@@ -299,9 +300,16 @@ def test_soft_is_rebuilt_after_the_last_layernorm():
     assert not torch.allclose(tokens, model.segmenter.layernorm(states[-1]), atol=1e-2)
 
 
-def test_decoder_on_clusters_plans_once_and_costs_less():
-    from torch.utils.flop_counter import FlopCounterMode
+def test_one_plan_per_pass(monkeypatch):
+    calls, original = [], ta.track.plan_reconstruction
+    monkeypatch.setattr("hf_tokaccel.track.plan_reconstruction", lambda *a, **k: calls.append(1) or original(*a, **k))
+    model = ta.accelerate(tiny_model(), ACCEL)
+    with torch.no_grad():
+        model(torch.randn(1, 3, 32, 32), output_hidden_states=True)
+    assert len(calls) == 1
 
+
+def test_decoder_on_clusters_costs_less():
     flops = []
     for choice in (True, False):
         model = ta.accelerate(tiny_model(), {**ACCEL, "decode_clusters": choice})

@@ -130,7 +130,7 @@ class SegmenterMaskDecoder(nn.Module):
 class SegmenterPreTrainedModel(ViTPreTrainedModel):
     config: SegmenterConfig
     base_model_prefix = "segmenter"
-    _no_split_modules = ["SegmenterEmbeddings", "ViTLayer", "SegmenterDecoderLayer"]
+    _no_split_modules = ["SegmenterEmbeddings", "ViTLayer", "SegmenterMaskDecoder"]
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
