@@ -61,10 +61,12 @@ def load_model(name: str | Path, kind: ModelKind, *, dtype: str = "float32", dev
         )
     try:
         processor = AutoImageProcessor.from_pretrained(name)
-        model, info = kind.auto.from_pretrained(name, dtype=DTYPES[dtype], output_loading_info=True)
+        # Weights of another task may have the same names: they are named below like those that are missing.
+        options = {"dtype": DTYPES[dtype], "ignore_mismatched_sizes": True, "output_loading_info": True}
+        model, info = kind.auto.from_pretrained(name, **options)
     except OSError as error:
         raise ValueError(f"model {name!r} is incomplete: {first_line(error)}") from error
-    if missing := sorted(info["missing_keys"]):
+    if missing := sorted({*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])}):
         raise ValueError(
             f"model {name!r} lacks {len(missing)} weights of a {kind.trained_for} model, for example {missing[0]}; "
             f"give one that was trained for {kind.trained_for}, such as {kind.example}"

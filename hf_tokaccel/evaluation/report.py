@@ -230,7 +230,8 @@ def to_class_table(result: Result, limit: int = 20) -> Table:
     table = Table(title=f"IoU per class{which}", box=SIMPLE_HEAD, title_justify="left", padding=(0, 1))
     table.add_column("class")
     for row in shown:
-        table.add_column(escape(row.name), justify="right")
+        # The first group shares its grid and schedule, which its rows in the table above name.
+        table.add_column(escape(row.name.partition(", ")[2] or row.name), justify="right")
     for name in names:
         values = [row.classes[name] for row in shown]
         table.add_row(escape(name), *("" if value is None else f"{value:.4f}" for value in values))

@@ -28,7 +28,10 @@ DIFFERENCES = {
 }
 DIFFER = {"they differ": "#d62828"}
 MAX_NAMED = 35  # classes in a legend
-_LEGEND = {"loc": "upper left", "frameon": False, "fontsize": 7, "handlelength": 1.1, "handleheight": 1.0}
+_LEGEND = {
+    **{"loc": "upper left", "frameon": False, "fontsize": 7, "handlelength": 1.1, "handleheight": 1.0},
+    **{"columnspacing": 1.2, "labelspacing": 0.35},
+}
 _LINE = 0.165  # inches of a line of a legend
 
 
@@ -80,17 +83,33 @@ def differences(panel: Panel) -> tuple[np.ndarray, dict[str, str]]:
     return kinds, DIFFERENCES
 
 
-def _show_differences(axis, panel: Panel) -> list[str]:
-    """Draws them on the pale image; returns the kinds that occur."""
+def _show_differences(axis, panel: Panel) -> None:
+    """Draws them on the pale image."""
     kinds, colours = differences(panel)
     grey = panel.image.mean(-1, keepdims=True).repeat(3, -1) / 255
     axis.imshow(0.7 + 0.3 * grey)
     marks = np.zeros((*kinds.shape, 4))
     for index, colour in enumerate(colours.values()):
         marks[kinds == index] = (*to_rgb(colour), 1)
-    height, width = panel.image.shape[:2]
-    axis.imshow(marks, extent=(-0.5, width - 0.5, height - 0.5, -0.5), interpolation="nearest")
-    return [name for index, name in enumerate(colours) if (kinds == index).any()]
+    axis.imshow(marks, interpolation="nearest")
+
+
+def _difference_handles(panels: Sequence[Panel]) -> list[Patch]:
+    """Legend of the kinds that occur."""
+    found = [differences(panel) for panel in panels]
+    occur = set(np.concatenate([np.unique(kinds) for kinds, _ in found]).tolist())
+    return [Patch(facecolor=c, label=n) for i, (n, c) in enumerate(found[0][1].items()) if i in occur]
+
+
+def _class_handles(panels: Sequence[Panel], class_names: Sequence[str]) -> tuple[list[Patch], dict]:
+    """Legend of the classes that occur, and their colours."""
+    present = by_area(panels)
+    colours = class_colours(len(class_names), present)
+    named = sorted(present[:MAX_NAMED])
+    handles = [Patch(facecolor=colours[c], edgecolor="0.6", linewidth=0.3, label=class_names[c]) for c in named]
+    if len(present) > len(named):
+        handles.append(Patch(facecolor="none", label=f"and {len(present) - len(named)} smaller ones"))
+    return handles, colours
 
 
 def _legend(figure: Figure, axes: Sequence, handles: list[Patch], columns: int) -> None:
@@ -99,9 +118,7 @@ def _legend(figure: Figure, axes: Sequence, handles: list[Patch], columns: int) 
     bottom = axes[0].get_position().y0
     place = figure.add_axes([left, 0, right - left, bottom])
     place.set_axis_off()
-    place.legend(
-        handles=handles, ncols=columns, borderaxespad=0.6, columnspacing=1.2, labelspacing=0.35, mode=None, **_LEGEND
-    )
+    place.legend(handles=handles, ncols=columns, borderaxespad=0.6, borderpad=0, **_LEGEND)
 
 
 def draw_segmentation(
@@ -117,27 +134,21 @@ def draw_segmentation(
     """
     known = panels[0].truth is not None
     titles = ["image", *(["truth"] if known else []), "dense", "accelerated", "disagreement", "clusters"]
-    present = by_area(panels)
-    colours = class_colours(len(class_names), present)
-    named = sorted(present[:MAX_NAMED])
-    handles = [Patch(facecolor=colours[c], edgecolor="0.6", linewidth=0.3, label=class_names[c]) for c in named]
-    if len(present) > len(named):
-        handles.append(Patch(facecolor="none", label=f"and {len(present) - len(named)} smaller ones"))
+    classes, colours = _class_handles(panels, class_names)
+    kinds = _difference_handles(panels)
     maps = len(titles) - 2
-    longest = max(len(handle.get_label()) for handle in handles)
+    longest = max(len(handle.get_label()) for handle in classes)
     columns = max(1, int(maps * 1.75 / (0.33 + 0.062 * longest)))
-    lines = max(-(-len(handles) // columns), len(DIFFERENCES) if known else 1)
+    lines = max(-(-len(classes) // columns), len(kinds))
     figure, axes = empty_grid(panels, titles, heading, foot=0.16 + _LINE * lines)
-    kinds: dict[str, str] = {}
     for line, panel in zip(axes, panels, strict=True):
         line[0].imshow(panel.image)
-        shown = [panel.truth, panel.dense, panel.accelerated] if known else [panel.dense, panel.accelerated]
-        for axis, classes in zip(line[1:], shown, strict=False):
-            axis.imshow(paint(classes.numpy(), colours, panel.image), interpolation="nearest")
-        kinds |= dict.fromkeys(_show_differences(line[-2], panel))
+        shown = [panel.truth] * known + [panel.dense, panel.accelerated]
+        for axis, values in zip(line[1:], shown, strict=False):
+            axis.imshow(paint(values.numpy(), colours, panel.image), interpolation="nearest")
+        _show_differences(line[-2], panel)
         show_clusters(line[-1], panel)
-    _legend(figure, axes[-1, :maps], handles, columns)
-    meanings = DIFFERENCES if known else DIFFER
-    _legend(figure, axes[-1, maps:], [Patch(facecolor=c, label=n) for n, c in meanings.items() if n in kinds], 1)
+    _legend(figure, axes[-1, :maps], classes, columns)
+    _legend(figure, axes[-1, maps:], kinds, 1)
     figure.savefig(path)
     return Path(path)
