@@ -1,0 +1,35 @@
+"""Pixio: a plain ViT with several class tokens; model and Backbone."""
+
+from transformers import PixioBackbone, PixioConfig, PixioModel
+
+from ..configs import AcceleratedConfig
+from ..modeling import AcceleratedModel, enter, read, record
+from ..registry import register_family
+
+
+class TokAccelPixioConfig(AcceleratedConfig, PixioConfig):
+    """`PixioConfig` with `accel`; reconstruction weights sum to one by default, as for DINOv2."""
+
+    model_type = "tokaccel_pixio"
+    accel_normalization = "l1"
+
+
+class TokAccelPixioModel(AcceleratedModel, PixioModel):
+    config: TokAccelPixioConfig
+    accel_layers = "layers"
+    forward = enter(record(PixioModel.forward))
+
+    @property
+    def accel_prefix(self) -> int:
+        return self.config.n_cls_tokens
+
+
+class TokAccelPixioBackbone(AcceleratedModel, PixioBackbone):
+    config: TokAccelPixioConfig
+    accel_parts = ("pixio",)
+    forward = read(PixioBackbone.forward, lambda model: tuple(model.out_indices), patches=False)
+
+
+register_family(
+    TokAccelPixioConfig, (TokAccelPixioModel, TokAccelPixioBackbone), note="and every AutoBackbone head on it"
+)
