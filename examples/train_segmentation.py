@@ -83,15 +83,15 @@ def load_encoder(model: SegmenterForSemanticSegmentation, folder: Path) -> None:
 
 
 @functools.cache
-def class_weights(device: torch.device) -> Tensor:
-    """Return the weights of the classes, by the square root of their rareness; the mean over pixels is 1."""
+def class_weights(balance: float, device: torch.device) -> Tensor:
+    """Return the weights of the classes, powers of their rareness; the mean over pixels is 1."""
     labels = render_scenes(range(256), (64, 64), "train", 0, materials=MATERIALS).labels
     share = labels.flatten().bincount(minlength=len(CLASS_NAMES)) / labels.numel()
-    weights = share.clamp(min=1e-4).rsqrt()
+    weights = share.clamp(min=1e-4) ** -balance
     return (weights / (weights * share).sum()).to(device)
 
 
-def segmentation_loss(logits: Tensor, labels: Tensor) -> Tensor:
+def segmentation_loss(logits: Tensor, labels: Tensor, balance: float) -> Tensor:
     """Return weighted cross entropy plus Dice loss over the classes of the batch.
 
     Both make up for the sizes of the classes: mIoU counts a cup as much as the floor.
@@ -101,7 +101,7 @@ def segmentation_loss(logits: Tensor, labels: Tensor) -> Tensor:
     truth = F.one_hot(labels, logits.shape[1]).permute(0, 3, 1, 2).to(log.dtype)
     chance, there = log.exp(), truth.sum(dim=(0, 2, 3))
     dice = 1 - (2 * (chance * truth).sum(dim=(0, 2, 3)) + 1) / (chance.sum(dim=(0, 2, 3)) + there + 1)
-    return F.nll_loss(log, labels, weight=class_weights(labels.device)) + dice[there > 0].mean()
+    return F.nll_loss(log, labels, weight=class_weights(balance, labels.device)) + dice[there > 0].mean()
 
 
 @torch.no_grad()
@@ -136,11 +136,12 @@ def main() -> None:
     arguments.add_argument(
         "--init", default="depth", help="encoder to start from: depth (the reference model), a DPT's folder, or none"
     )
+    arguments.add_argument("--balance", type=float, default=0.5, help="0 weighs classes by their pixels, 1 equally")
     arguments.set_defaults(lr=1.5e-3, muon_lr=0.03, warmup=100)
     args = arguments.parse_args()
     task = Task(
         build=build_model,
-        loss=lambda output, batch: segmentation_loss(output.logits, batch["labels"]),
+        loss=lambda output, batch: segmentation_loss(output.logits, batch["labels"], args.balance),
         evaluate=evaluate,
         processor=lambda side: segmenter_image_processor(SegmenterConfig(image_size=side)),
         materials=MATERIALS,

@@ -119,6 +119,7 @@ def test_scores_of_known_predictions(script):
 def test_loss_prefers_the_truth_and_weighs_classes(script):
     labels = render_scenes(range(2), (64, 64), "train", 0, materials="typical").labels
     good = 8.0 * torch.nn.functional.one_hot(labels, 19).permute(0, 3, 1, 2).float()
-    assert script.segmentation_loss(good, labels) < 0.1 < script.segmentation_loss(good.roll(1, 1), labels)
-    weights = script.class_weights(torch.device("cpu"))
+    loss, weights = script.segmentation_loss, script.class_weights(0.5, torch.device("cpu"))
+    assert loss(good, labels, 0.5) < 0.1 < loss(good.roll(1, 1), labels, 0.5)
     assert weights[CLASS_NAMES.index("cup")] > 5 * weights[CLASS_NAMES.index("floor")]
+    torch.testing.assert_close(script.class_weights(0.0, torch.device("cpu")), torch.ones(19))
