@@ -57,6 +57,8 @@ def transplant(template: nn.Module, source: nn.Module, configs: dict[int, PreTra
         if child is not None:
             child = transplant(child if counterpart is None else counterpart, child, configs)
         parts[name] = child
+        # An optional part that the template was built without is an attribute there, and would hide the child.
+        module.__dict__.pop(name, None)
     module._modules = parts
     return module
 
