@@ -90,26 +90,37 @@ def reconstructions(monkeypatch, model, **kwargs):
     """How many feature maps one pass rebuilds."""
     calls = []
     original = ta.track.reconstruct_tokens
-    monkeypatch.setattr("hf_tokaccel.track.reconstruct_tokens", lambda *a: calls.append(1) or original(*a))
-    with torch.no_grad():
-        model(BeitTester().images(), **kwargs)
+    with monkeypatch.context() as patch:
+        patch.setattr("hf_tokaccel.track.reconstruct_tokens", lambda *a: calls.append(1) or original(*a))
+        FamilyTester.run(model, FamilyTester().images(), **kwargs)
     return len(calls)
 
 
+def resized_bias(table, grid, cluster_grid):
+    """(heads, 1 + M, 1 + M) bias between clusters, from a table of a token grid; written out independently."""
+    (height, width), clusters = cluster_grid, cluster_grid[0] * cluster_grid[1]
+    table = table.T
+    tokens = table[:, :-3].reshape(1, -1, 2 * grid[0] - 1, 2 * grid[1] - 1)
+    offsets = torch.nn.functional.interpolate(tokens, (2 * height - 1, 2 * width - 1), mode="bilinear")[0]
+    rows, columns = torch.arange(clusters) // width, torch.arange(clusters) % width
+    y, x = rows[:, None] - rows + height - 1, columns[:, None] - columns + width - 1
+    bias = torch.empty(len(table), 1 + clusters, 1 + clusters)
+    bias[:, 1:, 1:] = offsets[:, y, x]
+    bias[:, 0, 1:], bias[:, 1:, 0], bias[:, 0, 0] = table[:, -3, None], table[:, -2, None], table[:, -1]
+    return bias
+
+
 def test_only_what_the_head_reads_is_reconstructed(monkeypatch):
-    classifier = BeitForImageClassification
     heads = {
-        classifier(BeitConfig(**TINY)): 1,  # the mean over patches
-        classifier(BeitConfig(**TINY, use_mean_pooling=False)): 0,  # the class token
+        BeitForImageClassification(BeitConfig(**TINY)): 1,  # the mean over patches
+        BeitForImageClassification(BeitConfig(**TINY, use_mean_pooling=False)): 0,  # the class token
         BeitForSemanticSegmentation(BeitConfig(**TINY, out_indices=[1, 2, 3, 4], auxiliary_channels=8)): 2,
         BeitBackbone(BeitConfig(**TINY, out_indices=[1, 3, 4])): 2,
     }
     for model, count in heads.items():
         fast = ta.accelerate(model.eval(), ACCEL)
-        with monkeypatch.context() as patch:
-            assert reconstructions(patch, fast) == count
-        with monkeypatch.context() as patch:
-            assert reconstructions(patch, fast, output_hidden_states=True) == 3
+        assert reconstructions(monkeypatch, fast) == count
+        assert reconstructions(monkeypatch, fast, output_hidden_states=True) == 3
 
 
 def test_clusters_attend_with_the_tables_resized_to_their_grid():
@@ -120,22 +131,15 @@ def test_clusters_attend_with_the_tables_resized_to_their_grid():
     block.attention.k_proj.register_forward_hook(lambda m, i, o: seen.update(key=o))
     with torch.no_grad():
         attention = model(BeitTester().images(), output_attentions=True).attentions[2]
-        rows, columns = torch.arange(12) // 3, torch.arange(12) % 3
-        bias = torch.zeros(2, 13, 13)
-        for module in (model.shared_position_bias, block.relative_position_bias):
-            table = module.relative_position_bias_table.T
-            offsets = torch.nn.functional.interpolate(table[:, :-3].reshape(1, 2, 15, 15), (7, 5), mode="bilinear")[0]
-            y, x = rows[:, None] - rows + 3, columns[:, None] - columns + 2
-            bias[:, 1:, 1:] += offsets[:, y, x]
-            bias[:, 0, 1:] += table[:, -3, None]
-            bias[:, 1:, 0] += table[:, -2, None]
-            bias[:, 0, 0] += table[:, -1]
         query, key = (seen[name].unflatten(2, (2, 16)).transpose(1, 2) for name in ("query", "key"))
-        expected = (query @ key.transpose(2, 3) / 4 + bias).softmax(dim=-1)
-    torch.testing.assert_close(attention, expected)
+        tables = [
+            bias.relative_position_bias_table for bias in (model.shared_position_bias, block.relative_position_bias)
+        ]
+        bias = sum(resized_bias(table, (8, 8), (4, 3)) for table in tables)
+        torch.testing.assert_close(attention, (query @ key.transpose(2, 3) / 4 + bias).softmax(dim=-1))
 
 
-def test_the_shared_bias_is_computed_once_for_tokens_and_once_for_clusters(monkeypatch):
+def test_the_shared_bias_is_computed_once_for_tokens_and_once_for_clusters():
     fast = ta.accelerate(TestBeitBackbone().build().eval(), ACCEL)
     calls = []
     fast.beit.shared_position_bias.register_forward_hook(lambda module, args, output: calls.append(args[0]))

@@ -1,0 +1,25 @@
+"""Prompt Depth Anything: Depth Anything that also takes a low-resolution depth map."""
+
+from transformers import PreTrainedConfig, PromptDepthAnythingConfig, PromptDepthAnythingForDepthEstimation
+
+from ..configs import AcceleratedConfig
+from ..modeling import AcceleratedModel
+from ..registry import register_family
+
+
+class TokAccelPromptDepthAnythingConfig(AcceleratedConfig, PromptDepthAnythingConfig):
+    """`PromptDepthAnythingConfig` with `accel`, which applies to its backbone."""
+
+    model_type = "tokaccel_prompt_depth_anything"
+    accel_normalization = "l1"
+
+    def accel_host(self) -> PreTrainedConfig:
+        return self.backbone_config
+
+
+class TokAccelPromptDepthAnythingForDepthEstimation(AcceleratedModel, PromptDepthAnythingForDepthEstimation):
+    config: TokAccelPromptDepthAnythingConfig
+    accel_parts = ("backbone",)
+
+
+register_family(TokAccelPromptDepthAnythingConfig, (TokAccelPromptDepthAnythingForDepthEstimation,))
