@@ -24,7 +24,6 @@ TINY = {
 
 
 class TestLwDetrViTBackbone(BatchWindowTester):
-    secondary = True
     native, auto = LwDetrViTBackbone, TokAccelLwDetrViTBackbone
     legacy_key = new_key = "encoder.layer.0.attention."
 
@@ -52,5 +51,4 @@ class TestLwDetrModel(DetectionTester):
 
 
 class TestLwDetrForObjectDetection(TestLwDetrModel):
-    secondary = False
     native, auto = LwDetrForObjectDetection, AutoModelForObjectDetection
