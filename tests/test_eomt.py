@@ -1,7 +1,14 @@
 import pytest
 import torch
 from family import ACCEL, FamilyTester
-from transformers import AutoModelForUniversalSegmentation, EomtConfig, EomtForUniversalSegmentation
+from PIL import Image
+from transformers import (
+    AutoModelForUniversalSegmentation,
+    EomtConfig,
+    EomtForUniversalSegmentation,
+    EomtImageProcessor,
+    pipeline,
+)
 
 import hf_tokaccel as ta
 
@@ -89,6 +96,14 @@ class QueryBlocksTester(FamilyTester):
         setting = {**self.accel, "cluster_grid": [8, 8], "iterations": 0, "expansion": "nearest"}
         same = ta.accelerate(native, setting).train()
         assert torch.equal(self.loss(same), self.loss(native.train()))
+
+    def test_pipeline_loads_the_folder(self, fast, tmp_path):
+        fast.save_pretrained(tmp_path)
+        EomtImageProcessor(size={"shortest_edge": 32, "longest_edge": 32}, do_pad=True).save_pretrained(tmp_path)
+        segment = pipeline("image-segmentation", model=str(tmp_path), subtask="panoptic", threshold=0.0)
+        assert type(segment.model) is type(fast)
+        parts = segment(Image.new("RGB", (60, 40)))
+        assert {part["mask"].size for part in parts} == {(60, 40)}
 
     def test_gradient_of_the_loss_reaches_the_first_block_and_the_queries(self):
         fast = ta.accelerate(self.build(), self.accel).train()

@@ -3,7 +3,7 @@
 from dataclasses import replace
 from typing import Any
 
-from transformers import EomtConfig, EomtForUniversalSegmentation
+from transformers import AutoModelForImageSegmentation, EomtConfig, EomtForUniversalSegmentation
 
 from ..configs import AcceleratedConfig
 from ..configuration import TokenClusteringConfig, as_accel
@@ -84,3 +84,5 @@ register_family(
     (TokAccelEomtForUniversalSegmentation,),
     note="the blocks before the queries; like its host neither exported nor compiled into one graph",
 )
+# Where the image-segmentation pipeline looks for a folder whose class is not of Transformers.
+AutoModelForImageSegmentation.register(TokAccelEomtConfig, TokAccelEomtForUniversalSegmentation, exist_ok=True)

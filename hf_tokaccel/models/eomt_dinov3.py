@@ -3,7 +3,7 @@
 from typing import Any
 
 from torch import Tensor
-from transformers import EomtDinov3Config, EomtDinov3ForUniversalSegmentation
+from transformers import AutoModelForImageSegmentation, EomtDinov3Config, EomtDinov3ForUniversalSegmentation
 from transformers.models.eomt_dinov3.modeling_eomt_dinov3 import EomtDinov3RotaryEmbedding
 
 from ..modeling import enter, record
@@ -46,4 +46,8 @@ register_family(
     (TokAccelEomtDinov3ForUniversalSegmentation,),
     parts=(TokAccelEomtDinov3RotaryEmbedding,),
     note="as EoMT, with the rotary embedding of the cluster centres",
+)
+# Where the image-segmentation pipeline looks for a folder whose class is not of Transformers.
+AutoModelForImageSegmentation.register(
+    TokAccelEomtDinov3Config, TokAccelEomtDinov3ForUniversalSegmentation, exist_ok=True
 )
