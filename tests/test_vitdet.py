@@ -1,11 +1,17 @@
+import json
+from pathlib import Path
+
 import pytest
 import torch
 from family import FamilyTester
+from safetensors import safe_open
+from safetensors.torch import load_file
 from transformers import AutoModel, VitDetBackbone, VitDetConfig, VitDetModel
 
 import hf_tokaccel as ta
 from hf_tokaccel.models.vitdet import TokAccelVitDetBackbone
 
+GOLDEN = Path(__file__).parent / "goldens" / "expedit_sam_g16_w6c4_loc1.safetensors"
 # Every kind of block on clusters: windowed, global, and with a convolution.
 TINY = {
     "image_size": 32,
@@ -100,3 +106,90 @@ class TestVitDetWithoutWindows(FamilyTester):
 
     def build(self):
         return awaken(super().build())
+
+
+@pytest.fixture(scope="module")
+def golden():
+    with safe_open(GOLDEN, "pt") as file:
+        return load_file(GOLDEN), json.loads(file.metadata()["config"])
+
+
+def golden_model(tensors, settings):
+    """The blocks of SAM's encoder are ViTDet's."""
+    count = settings["image"] // settings["patch"]
+    config = VitDetConfig(
+        image_size=settings["image"],
+        pretrain_image_size=settings["image"],
+        patch_size=settings["patch"],
+        hidden_size=settings["dim"],
+        num_hidden_layers=settings["depth"],
+        num_attention_heads=settings["heads"],
+        layer_norm_eps=settings["ln_eps"],
+        window_size=settings["window"],
+        window_block_indices=[i for i in range(settings["depth"]) if i not in settings["global_attn_indexes"]],
+        use_relative_position_embeddings=True,
+    )
+    positions = tensors["model.pos_embed"].reshape(1, count**2, -1)
+    weights = {"embeddings.position_embeddings": torch.cat((torch.zeros_like(positions[:, :1]), positions), dim=1)}
+    renames = {
+        "blocks.": "encoder.layer.",
+        ".attn.": ".attention.",
+        "mlp.lin": "mlp.fc",
+        "patch_embed.proj": "embeddings.projection",
+    }
+    for name, value in tensors.items():
+        if name.startswith(("model.blocks.", "model.patch_embed.")):
+            name = name.removeprefix("model.")
+            for old, new in renames.items():
+                name = name.replace(old, new)
+            weights[name] = value
+    model = VitDetModel(config).eval()
+    model.load_state_dict(weights)
+    return model
+
+
+def neck(tensors, states):
+    """SAM's: a 1 x 1 and a 3 x 3 convolution, each with a LayerNorm over channels."""
+
+    def norm(x, index):
+        weight, bias = (tensors[f"model.neck.{index}.{kind}"] for kind in ("weight", "bias"))
+        x = torch.nn.functional.layer_norm(x.permute(0, 2, 3, 1), weight.shape, weight, bias, eps=1e-6)
+        return x.permute(0, 3, 1, 2)
+
+    states = norm(torch.nn.functional.conv2d(states, tensors["model.neck.0.weight"]), 1)
+    return norm(torch.nn.functional.conv2d(states, tensors["model.neck.2.weight"], padding=1), 3)
+
+
+def test_golden(golden):
+    tensors, settings = golden
+    model = golden_model(tensors, settings)
+    fast = ta.accelerate(
+        model,
+        {
+            "cluster_after": settings["clustering_location"],
+            "cluster_grid": int(settings["num_cluster"] ** 0.5),
+            "inverse_temperature": settings["temperature"],
+            "window": settings["cluster_window"],
+            "iterations": settings["n_iters"],
+            "neighbors": settings["k"],
+            "expansion": "soft",
+            "normalization": "l2",
+        },
+    )
+    blocks = []
+    for layer in fast.encoder.layer.children():
+        layer.register_forward_hook(lambda module, args, output: blocks.append(output[0].permute(0, 2, 3, 1)))
+    with torch.no_grad():
+        baseline = model(tensors["image"]).last_hidden_state
+        with ta.observe_clusters() as seen:
+            released = fast(tensors["image"]).last_hidden_state
+    actual = {f"released/block{index}_out": block for index, block in enumerate(blocks)} | {
+        "baseline/output": neck(tensors, baseline),
+        "released/feat_after_pooling": seen[0].clusters.centroids,
+        "released/reconstructed_grid": released.permute(0, 2, 3, 1),
+        "released/output": neck(tensors, released),
+    }
+    assert len(blocks) == settings["depth"]
+    for name, value in actual.items():
+        expected = tensors[name]
+        assert (value - expected).abs().max() <= 1e-5 * expected.abs().max(), name
