@@ -1,7 +1,9 @@
+import pytest
 import torch
-from family import ACCEL, FamilyTester
+from family import ACCEL, TINY_DINOV2, FamilyTester, flatten
 from transformers import (
     AutoModel,
+    AutoModelForDepthEstimation,
     AutoModelForImageClassification,
     AutoModelForSemanticSegmentation,
     BeitBackbone,
@@ -10,6 +12,12 @@ from transformers import (
     BeitForMaskedImageModeling,
     BeitForSemanticSegmentation,
     BeitModel,
+    DetrConfig,
+    DetrForObjectDetection,
+    DPTConfig,
+    DPTForDepthEstimation,
+    Mask2FormerConfig,
+    Mask2FormerForUniversalSegmentation,
 )
 
 import hf_tokaccel as ta
@@ -84,6 +92,71 @@ class TestBeitBackbone(BeitTester):
     image_size, grid = (32, 48), (8, 12)
     reentrant = False
     options = {"out_indices": [1, 2, 4], "use_shared_relative_position_bias": True}
+
+
+class TestDPTOnBeit(BeitTester):
+    secondary = True
+    native, auto = DPTForDepthEstimation, AutoModelForDepthEstimation
+    other_size = (48, 48)  # DPT's neck takes the token grid for a square
+    flop_ratio = 0.97
+
+    def config(self):
+        backbone = {**TINY, "model_type": "beit", "out_indices": [1, 2, 3, 4], "reshape_hidden_states": False}
+        return DPTConfig(
+            backbone_config=backbone, neck_hidden_sizes=[8] * 4, fusion_hidden_size=8, initializer_range=0.2
+        )
+
+
+def detr(backbone):
+    sizes = {
+        f"{part}_{name}": size
+        for part in ("encoder", "decoder")
+        for name, size in (("layers", 1), ("attention_heads", 2), ("ffn_dim", 16))
+    }
+    config = DetrConfig(backbone_config=backbone, d_model=16, num_queries=4, init_std=0.2, **sizes)
+    return DetrForObjectDetection(config)
+
+
+def mask2former(backbone):
+    pytest.importorskip("scipy")
+    config = Mask2FormerConfig(
+        backbone_config=backbone,
+        feature_size=32,
+        mask_feature_size=32,
+        hidden_dim=32,
+        encoder_feedforward_dim=32,
+        dim_feedforward=32,
+        encoder_layers=1,
+        decoder_layers=2,
+        num_attention_heads=2,
+        num_queries=4,
+        init_std=0.2,
+    )
+    return Mask2FormerForUniversalSegmentation(config)
+
+
+@pytest.mark.parametrize("head", [detr, mask2former])
+@pytest.mark.parametrize("kind", ["beit", "dinov2"])
+def test_native_heads_without_a_class_of_their_own_run_on_an_accelerated_backbone(head, kind):
+    backbones = {
+        "beit": {**TINY, "model_type": "beit", "out_indices": [1, 2, 3, 4]},
+        "dinov2": {**TINY_DINOV2, "reshape_hidden_states": True},
+    }
+    torch.manual_seed(0)
+    model, images = head(backbones[kind]).eval(), BeitTester().images()
+    identity = {**ACCEL, "cluster_grid": [8, 8], "iterations": 0, "expansion": "nearest"}
+
+    def run(module):
+        with torch.no_grad():
+            return flatten(tuple(value for value in module(images).values() if not isinstance(value, list)))
+
+    native, fast = run(model), ta.accelerate(model, ACCEL)
+    assert type(fast) is type(model)
+    for same in (ta.accelerate(model, None), ta.accelerate(model, identity), ta.to_native(fast)):
+        assert all(torch.equal(a, b) for a, b in zip(run(same), native, strict=True))
+    actual = run(fast)
+    assert [a.shape for a in actual] == [b.shape for b in native]
+    BeitTester().assert_differs(actual, native)
 
 
 def reconstructions(monkeypatch, model, **kwargs):
