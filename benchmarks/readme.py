@@ -16,7 +16,7 @@ from benchmarks.common import ROOT
 from benchmarks.method import ITERATIONS, NEIGHBORS, TARGETS
 from hf_tokaccel.evaluation import Result, to_markdown
 
-DEPTH = ROOT / "docs" / "evaluate_depth"
+EVALUATIONS = sorted((ROOT / "docs").glob("evaluate_*"))  # as examples/evaluate_*.py --output wrote them
 METHOD_ROWS = {
     "dense, window {}": "as released: all distances, dense weights",
     "ours, window {}": "hf_tokaccel: clustering, plan and one reconstruction",
@@ -58,7 +58,7 @@ def method_table() -> str:
 def tables() -> dict[str, str]:
     """Markdown by the name of its place."""
     return {
-        "evaluate_depth": to_markdown(Result.load(DEPTH / "result.json")).strip(),
+        **{folder.name: to_markdown(Result.load(folder / "result.json")).strip() for folder in EVALUATIONS},
         "method": method_table(),
         "models": ta.support_table(),
     }
@@ -66,7 +66,9 @@ def tables() -> dict[str, str]:
 
 def fill(text: str) -> str:
     """The text with every marked place filled anew."""
-    for name, table in tables().items():
+    filled, places = tables(), set(re.findall(r"<!-- begin: (\w+) -->", text))
+    assert places <= set(filled), f"no result for README places {sorted(places - set(filled))}"
+    for name, table in filled.items():
         place = re.compile(rf"(<!-- begin: {name} -->\n).*?(<!-- end: {name} -->)", re.DOTALL)
         assert place.search(text), f"README has no place for {name}"
         text = place.sub(lambda match, table=table: f"{match[1]}\n{table}\n\n{match[2]}", text)
@@ -85,7 +87,8 @@ def main() -> int:
     if "--check" in sys.argv:
         return int(new != old)
     path.write_text(new)
-    shrink(DEPTH / "scenes.png")
+    for folder in EVALUATIONS:
+        shrink(folder / "scenes.png")
     return 0
 
 

@@ -199,6 +199,24 @@ def test_nyuv2_layout(evaluate, tmp_path):
     assert (tmp_path / "scenes.png").stat().st_size > 10_000
 
 
+def test_a_file_that_is_cut_off_is_skipped_only_on_request(main, model_folder, tmp_path, capsys):
+    for i in range(3):
+        save_pair(tmp_path / "kitti", (f"rgb/{i}.png", f"depth/{i}.png"), (40, 80), 256, i)
+    cut = tmp_path / "kitti" / "depth" / "0.png"
+    cut.write_bytes(cut.read_bytes()[:200])
+    options = ["--model", str(model_folder), "--dataset", f"kitti:{tmp_path / 'kitti'}", "--accel", ACCEL, "--cpu"]
+    options += ["--rounds", "1", "--output", str(tmp_path / "out")]
+    assert main(options) == 2
+    assert re.search(
+        r"1 of 3 images cannot be used: \S+depth/0.png cannot be read .*--skip-bad", capsys.readouterr().err
+    )
+    assert main([*options, "--skip-bad"]) == 0
+    result = Result.load(tmp_path / "out" / "result.json")
+    assert result.num_images == 2
+    assert len(result.skipped) == 1
+    assert (tmp_path / "out" / "scenes.png").exists()
+
+
 def test_kitti_layout_with_alignment(evaluate, tmp_path):
     names = ("image/d_sync_image_1_image_02.png", "groundtruth_depth/d_sync_groundtruth_depth_1_image_02.png")
     save_pair(tmp_path / "kitti", names, (120, 400), 256, 0)

@@ -107,7 +107,11 @@ def test_default_rows_on_scenes(evaluate, tmp_path, capsys):
     assert all(row.intervals["kept"][0] <= row.metrics["kept"] for row in result.rows[1:])
     assert np.isfinite(quality(result)).all()
     assert len(np.unique(quality(result)[:, 0])) > 3  # the settings do change what is predicted
-    assert (result.task, result.dataset, result.num_images) == ("image-segmentation", "scenes (test, seed 0)", 3)
+    assert (result.task, result.dataset, result.num_images) == (
+        "image-segmentation",
+        "scenes of typical materials (test, seed 0)",
+        3,
+    )
     assert result.protocol["inference"] == "whole"
     assert list(result.rows[0].classes)[:2] == ["floor", "ceiling"]
     printed = capsys.readouterr().out
@@ -270,7 +274,7 @@ def test_photographs(main, model_folder, tmp_path, capsys):
     [
         (["--limit", "0"], "--limit 0 must be at least 1, for example"),
         (["--seed", "-1"], "--seed -1 must be at least 0"),
-        (["--dataset", "screens"], "'screens' is neither known nor a folder; use scenes, ade20k:DIR"),
+        (["--dataset", "screens"], "'screens' is neither known nor a folder; use scenes, scenes:any, ade20k:DIR"),
         (["--dataset", "cityscapes:/no/such"], "'/no/such' does not exist"),
         (["--inference", "crops"], "inference='crops' must be one of auto, whole, sliding"),
         (["--inference", "sliding"], "sliding windows need a crop"),

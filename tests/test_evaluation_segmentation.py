@@ -473,14 +473,20 @@ def test_scenes_carry_their_classes():
     assert sample["label"].shape == (24, 32)
     assert sample["label"].unique().numel() > 2
     assert dataset.class_names[:3] == ("floor", "ceiling", "wall")
+    other = open_segmentation_dataset("scenes:any", num_classes=19, limit=2, size=(24, 32))
+    assert torch.equal(other.samples[1]["label"], sample["label"])
+    assert (other.samples[1]["image"] != sample["image"]).any()
+    assert other.name == "scenes of any materials (test, seed 0)"
     with pytest.raises(ValueError, match="'scenes' has 19 classes, but the model has 150"):
         open_segmentation_dataset(num_classes=150)
+    with pytest.raises(ValueError, match="Unknown materials 'wood'"):
+        open_segmentation_dataset("scenes:wood", num_classes=19)
 
 
 @pytest.mark.parametrize(
     ("specification", "message"),
     [
-        ("screens", "'screens' is neither known nor a folder; use scenes, ade20k:DIR"),
+        ("screens", "'screens' is neither known nor a folder; use scenes, scenes:any, ade20k:DIR"),
         ("ade:here", "layout 'ade' must be one of ade20k, cityscapes, pascal_context59, pascal_context60"),
         ("pascal_context59:/no/such", "'/no/such' does not exist; expected JPEGImages"),
         ("cityscapes:/no/such", "'/no/such' does not exist; expected leftImg8bit/val"),

@@ -26,7 +26,9 @@ from .datasets import (
 )
 from .segmentation import IGNORED
 
-SPECIFICATIONS = f"scenes, ade20k:DIR, cityscapes:DIR, pascal_context59:DIR, pascal_context60:DIR, {TABLES}"
+SPECIFICATIONS = (
+    f"scenes, scenes:any, ade20k:DIR, cityscapes:DIR, pascal_context59:DIR, pascal_context60:DIR, {TABLES}"
+)
 
 
 @dataclass(frozen=True)
@@ -232,12 +234,15 @@ def _open_layout(kind: str, folder: str, split: str | None, limit: int | None) -
     )
 
 
-def _open_scenes(split: str, limit: int | None, seed: int, size: tuple[int, int]) -> SegmentationDataset:
+def _open_scenes(
+    materials: str, split: str, limit: int | None, seed: int, size: tuple[int, int]
+) -> SegmentationDataset:
     from hf_tokaccel.scenes import CLASS_NAMES, SceneDataset
 
-    scenes = SceneDataset(split=split, length=limit or DEFAULT_SCENES, size=size, seed=seed)
+    scenes = SceneDataset(split, limit or DEFAULT_SCENES, size, seed, materials)
     samples = SceneSamples(scenes, ("labels", "label", torch.int16))
-    return SegmentationDataset(f"scenes ({split}, seed {seed})", samples, len(CLASS_NAMES), tuple(CLASS_NAMES))
+    name = f"scenes of {materials} materials ({split}, seed {seed})"
+    return SegmentationDataset(name, samples, len(CLASS_NAMES), tuple(CLASS_NAMES))
 
 
 def _open_table(
@@ -277,7 +282,7 @@ def open_segmentation_dataset(
 ) -> SegmentationDataset:
     """Open a segmentation data set by name.
 
-    - `scenes`: rendered rooms, held out from training; 19 classes.
+    - `scenes`: rendered rooms of typical materials, held out from training, 19 classes; `scenes:any`: of any colour.
     - `ade20k:DIR`: 150 classes; the stored value 0 does not count.
     - `cityscapes:DIR`: 19 classes, from label ids or train ids.
     - `pascal_context59:DIR`, `pascal_context60:DIR`: without and with the background as a class.
@@ -299,8 +304,8 @@ def open_segmentation_dataset(
     """
     check_limit(limit)
     kind, colon, folder = specification.partition(":")
-    if specification == "scenes":
-        dataset = _open_scenes(split or "test", limit, seed, size)
+    if kind == "scenes":
+        dataset = _open_scenes(folder or "typical", split or "test", limit, seed, size)
     elif colon and kind in LAYOUTS:
         dataset = _open_layout(kind, folder, split, limit)
     elif colon:
