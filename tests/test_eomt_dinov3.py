@@ -7,6 +7,7 @@ import hf_tokaccel as ta
 
 
 class TestEomtDinov3(QueryBlocksTester):
+    secondary = True  # graphs break where EoMT's do, and DINOv3's tests compile and export the rotary embedding
     native = EomtDinov3ForUniversalSegmentation
     legacy_key = new_key = "layers.0.attention.q_proj.weight"
 
