@@ -17,6 +17,7 @@ from hf_tokaccel.evaluation import (
     Result,
     Row,
     SegmentationMetric,
+    UnreadableError,
     Variant,
     Windows,
     confusion_matrix,
@@ -465,6 +466,19 @@ def test_tables_of_the_datasets_library(tmp_path):
         open_segmentation_dataset(saved, ignored=(2,), **options)
     with pytest.raises(ValueError, match=r"no column 'label'; it has photo, classes; choose with --label-column"):
         open_segmentation_dataset(saved, num_classes=3, columns=("photo", "label"))
+
+
+def test_rows_that_cannot_be_read_are_named(tmp_path):
+    table = make_table([np.zeros((4, 6)), np.zeros((4, 6))])
+    rows = table.cast_column("photo", datasets.Image(decode=False))[:]
+    rows["photo"][1]["bytes"] = rows["photo"][1]["bytes"][:60]
+    broken = datasets.Dataset.from_dict(rows).cast_column("photo", datasets.Image())
+    broken.cast_column("classes", datasets.Image()).save_to_disk(tmp_path / "saved")
+    options = {"num_classes": 3, "columns": ("photo", "classes")}
+    dataset = open_segmentation_dataset(str(tmp_path / "saved"), **options)
+    assert dataset.samples[0]["label"].shape == (4, 6)
+    with pytest.raises(UnreadableError, match=r"row 1 of \S+saved cannot be read"):
+        dataset.samples[1]
 
 
 def test_scenes_carry_their_classes():
