@@ -1,6 +1,14 @@
 import torch
 from family import ACCEL, FamilyTester
-from transformers import AutoModel, PixioBackbone, PixioConfig, PixioModel
+from transformers import (
+    AutoModel,
+    AutoModelForDepthEstimation,
+    DPTConfig,
+    DPTForDepthEstimation,
+    PixioBackbone,
+    PixioConfig,
+    PixioModel,
+)
 
 import hf_tokaccel as ta
 from hf_tokaccel.models.pixio import TokAccelPixioBackbone
@@ -37,3 +45,22 @@ class TestPixioModel(PixioTester):
 class TestPixioBackbone(PixioTester):
     native, auto = PixioBackbone, TokAccelPixioBackbone
     image_size, grid = (32, 48), (8, 12)
+
+
+def test_dpt_on_it_loads_a_native_checkpoint(tmp_path):
+    torch.manual_seed(0)
+    values = {"n_cls_tokens": 1, "out_features": None, "out_indices": [1, 2, 3, 4], "reshape_hidden_states": False}
+    backbone = PixioConfig(**{**PixioTester().config().to_dict(), **values})
+    sizes = {"neck_hidden_sizes": [8, 8, 8, 8], "fusion_hidden_size": 8}
+    head = DPTForDepthEstimation(DPTConfig(backbone_config=backbone, **sizes)).eval()
+    head.save_pretrained(tmp_path)
+    loaded, info = AutoModelForDepthEstimation.from_pretrained(
+        tmp_path, model_type="tokaccel_dpt", accel=ACCEL, output_loading_info=True
+    )
+    assert type(loaded.backbone) is TokAccelPixioBackbone
+    assert not info["missing_keys"]
+    assert not info["unexpected_keys"]
+    images = PixioTester().images()
+    expected = ta.accelerate(head, ACCEL)(images).predicted_depth
+    assert torch.equal(loaded.eval()(images).predicted_depth, expected)
+    assert (expected - head(images).predicted_depth).abs().max() > 1e-3 * expected.abs().max()

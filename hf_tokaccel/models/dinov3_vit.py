@@ -119,6 +119,14 @@ class TokAccelDINOv3ViTBackbone(_Entered, DINOv3ViTBackbone):
     config: TokAccelDINOv3ViTConfig
     forward = enter(DINOv3ViTBackbone.forward, reads=lambda model: (*model.out_indices, -1))
 
+    @classmethod
+    def is_custom_code(cls) -> bool:
+        """No: else, inside of a host with a native `backbone_config`, the renamed keys of checkpoints were not found.
+
+        Transformers knows those keys by the model type only, and withholds them from custom code.
+        """
+        return False
+
 
 register_family(
     TokAccelDINOv3ViTConfig,

@@ -29,6 +29,11 @@ class TokAccelPixioBackbone(AcceleratedModel, PixioBackbone):
     accel_parts = ("pixio",)
     forward = read(PixioBackbone.forward, lambda model: tuple(model.out_indices), patches=False)
 
+    @classmethod
+    def is_custom_code(cls) -> bool:
+        """No: see `TokAccelDINOv3ViTBackbone`."""
+        return False
+
 
 register_family(
     TokAccelPixioConfig, (TokAccelPixioModel, TokAccelPixioBackbone), note="and every AutoBackbone head on it"
