@@ -25,7 +25,10 @@ class ClusterObservation:
     clusters: TokenClusters
 
     def labels(self) -> Tensor:
-        """(B, H, W) index of the nearest cluster of each token, row-major over the cluster grid."""
+        """(B, H, W) index of the nearest cluster of each token, row-major over the cluster grid.
+
+        B counts what is clustered on its own: images, slices of videos, or windows.
+        """
         plan = plan_reconstruction(self.keys, self.clusters.key_centroids, expansion="nearest")
         return plan.indices[..., 0].reshape(-1, *self.grid)
 

@@ -84,6 +84,13 @@ class TestVitDetModel(VitDetTester):
             assert all("_tokaccel_changed" not in vars(part) for part in plain.modules())
         assert all(a is b for a, b in zip(fast.parameters(), model.parameters(), strict=True))
 
+    def test_a_model_offloaded_to_disk_gets_the_windows_of_the_clusters(self, model, fast, tmp_path):
+        model.save_pretrained(tmp_path)
+        offloaded = VitDetModel.from_pretrained(
+            tmp_path, device_map={"embeddings": "cpu", "encoder": "disk"}, offload_folder=tmp_path / "offload"
+        )
+        self.assert_close(self.run(ta.accelerate(offloaded, ACCEL), self.images()), self.run(fast, self.images()))
+
 
 class TestVitDetBackbone(VitDetTester):
     """Its graphs are tested in ViTMatte."""

@@ -22,7 +22,8 @@ from ..registry import register_family
 class TokAccelRfDetrDinov2Config(AcceleratedConfig, RfDetrDinov2Config):
     """`RfDetrDinov2Config` with `accel`; `cluster_grid` counts the clusters of one of num_windows x num_windows parts.
 
-    Each part is clustered on its own and has a class token of its own, in global blocks too.
+    Each part is clustered on its own and has a class token of its own, in global blocks too. Give square images, as
+    the processor does: the host itself mixes up the tokens of others on their way into windows and out again.
     """
 
     model_type = "tokaccel_rf_detr_dinov2"
@@ -46,9 +47,7 @@ class TokAccelRfDetrDinov2Backbone(AcceleratedModel, RfDetrDinov2Backbone):
     forward = enter(RfDetrDinov2Backbone.forward, reads=lambda model: tuple(model.out_indices))
 
     def accel_layout(self, arguments: dict[str, Any]) -> TokenLayout:
-        height, width = image_grid(self, arguments["pixel_values"], self.config.num_windows)
-        # The host fills its windows in rows of `height` tokens, which only matters where images are not square.
-        return TokenLayout((width, height))
+        return TokenLayout(image_grid(self, arguments["pixel_values"], self.config.num_windows))
 
 
 class TokAccelRfDetrConfig(AcceleratedConfig, RfDetrConfig):
