@@ -583,6 +583,13 @@ def test_table_has_intervals_and_the_best_row_is_shown(tmp_path):
     assert "1 images were skipped: a.jpg cannot be read (truncated)" in to_markdown(result)
     result.save(tmp_path / "r.json")
     assert Result.load(tmp_path / "r.json") == result
+    # A dense model that finds nothing: what others keep of it is no number, and JSON has none for that.
+    result.rows[1].metrics["kept"], result.rows[1].intervals["kept"] = math.nan, (math.nan, math.inf)
+    result.save(tmp_path / "r.json")
+    assert "NaN" not in (tmp_path / "r.json").read_text()
+    row = Result.load(tmp_path / "r.json").rows[1]
+    assert math.isnan(row.metrics["kept"])
+    assert math.isnan(row.intervals["kept"][1])
 
 
 def test_class_table_shows_all_of_few_classes_and_the_worst_of_many():

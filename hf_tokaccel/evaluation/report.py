@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.markup import escape
@@ -55,8 +57,23 @@ class Row:
 
     @classmethod
     def from_dict(cls, values: dict) -> Row:
-        intervals = {name: tuple(ends) for name, ends in values.get("intervals", {}).items()}
-        return cls(**{**values, "input_size": tuple(values["input_size"]), "intervals": intervals})
+        metrics = {name: _number(value) for name, value in values["metrics"].items()}
+        intervals = {name: tuple(map(_number, ends)) for name, ends in values.get("intervals", {}).items()}
+        size = tuple(values["input_size"])
+        return cls(**{**values, "input_size": size, "metrics": metrics, "intervals": intervals})
+
+
+def _plain(value: Any) -> Any:
+    """What JSON can hold: null for numbers that are not finite, such as a share of nothing."""
+    if isinstance(value, dict):
+        return {key: _plain(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _number(value: float | None) -> float:
+    return math.nan if value is None else value
 
 
 @dataclass
@@ -128,9 +145,8 @@ class Result:
         return cls(**{**values, "rows": [Row.from_dict(row) for row in values["rows"]]})
 
     def save(self, path: str | Path) -> None:
-        Path(path).write_text(
-            json.dumps(self.to_dict(), indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8"
-        )
+        text = json.dumps(_plain(self.to_dict()), indent=1, ensure_ascii=False, allow_nan=False)
+        Path(path).write_text(text + "\n", encoding="utf-8")
 
     @classmethod
     def load(cls, path: str | Path) -> Result:
