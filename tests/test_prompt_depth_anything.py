@@ -10,7 +10,6 @@ import hf_tokaccel as ta
 
 
 class TestPromptDepthAnything(FamilyTester):
-    secondary = True  # Depth Anything is the representative
     native, auto = PromptDepthAnythingForDepthEstimation, AutoModelForDepthEstimation
     image_size, grid = (32, 48), (8, 12)
     flop_ratio = 0.97
