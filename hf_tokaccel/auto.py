@@ -143,4 +143,5 @@ def _check_image_size(
             return
         image_size = host.image_size
     sides = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
-    setting.check_grid(family_of(host).accel_grid(host, sides))
+    family = family_of(host)
+    setting.check_grid(family.accel_grid(host, sides), family.accel_unit)

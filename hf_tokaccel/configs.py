@@ -23,6 +23,7 @@ class AcceleratedConfig:
         accel_normalization: likewise.
         accel_decodes_clusters: whether this family has a decoder that can run on clusters, see `decode_clusters`.
         accel_fixed_image_size: whether forward accepts only `image_size` unless told otherwise.
+        accel_unit: what is clustered together, in words for error messages.
     """
 
     accel: dict | None = None
@@ -31,6 +32,7 @@ class AcceleratedConfig:
     accel_normalization = "l2"
     accel_decodes_clusters = False
     accel_fixed_image_size = False
+    accel_unit = "the image"
 
     def __setattr__(self, name: str, value: Any) -> None:
         # Also reached by from_pretrained(..., accel=...), which assigns after construction, and ahead of the strict

@@ -192,13 +192,13 @@ class TokenClusteringConfig:
         example = (max(1, side * 7 // 10),) * 2
         _require(height == width and height <= side, "cluster_grid", self.cluster_grid, allowed, example)
 
-    def check_grid(self, grid: tuple[int, int]) -> None:
-        """Raises ValueError where the clusters outnumber the (H, W) tokens."""
+    def check_grid(self, grid: tuple[int, int], unit: str = "the image") -> None:
+        """Raises ValueError where the clusters outnumber the (H, W) tokens of what is clustered together, `unit`."""
         height, width = grid
         clusters = self.cluster_grid[0] * self.cluster_grid[1]
         example = (max(1, height * 7 // 10), max(1, width * 7 // 10))
         allowed = (
-            f"at most as many clusters as tokens: the image has {height} x {width} = {height * width}, not {clusters}"
+            f"at most as many clusters as tokens: {unit} has {height} x {width} = {height * width}, not {clusters}"
         )
         _require(clusters <= height * width, "cluster_grid", self.cluster_grid, allowed, example)
 

@@ -11,11 +11,13 @@ class TokenLayout:
     Args:
         grid: (H, W) patch tokens that are clustered together.
         prefix: tokens before the patches.
+        unit: what is clustered together, in words for error messages.
     """
 
-    def __init__(self, grid: tuple[int, int], prefix: int = 1) -> None:
+    def __init__(self, grid: tuple[int, int], prefix: int = 1, unit: str = "the image") -> None:
         self.grid = grid
         self.prefix = prefix
+        self.unit = unit
 
     def split(self, states: Tensor, grid: tuple[int, int]) -> tuple[Tensor | None, Tensor]:
         """What bypasses clustering, and the tokens or clusters (B', h * w, C) of a grid (h, w).

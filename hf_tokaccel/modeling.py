@@ -176,7 +176,7 @@ def enter(native_forward: Callable, reads: Callable[[Any], Collection[int]] | No
             read = [*wanted, *(reads(self) if reads is not None else ())]
         wanted = set(hidden_state_indices(self, read))
         layout = self.accel_layout(arguments)
-        self.accel.check_grid(layout.grid)
+        self.accel.check_grid(layout.grid, layout.unit)
         track = TokenTrack(
             self.accel,
             layout,

@@ -47,6 +47,13 @@ class BatchWindowTester(FamilyTester):
     grid = (4, 4)
     accel = {**ACCEL, "cluster_grid": [2, 2], "neighbors": 2}
 
+    def test_the_error_names_the_window(self, model):
+        accel, message = {**self.accel, "cluster_grid": 5}, "as tokens: a window has 4 x 4"
+        with pytest.raises(ValueError, match=message):
+            self.run(ta.accelerate(model, accel), self.images())
+        with pytest.raises(ValueError, match=message):
+            ta.accelerate(model, accel, image_size=32)
+
     def test_windows_that_do_not_divide_the_image_are_refused(self, fast):
         with pytest.raises(ValueError, match=r"multiples of the patch size times 2 windows, \(8, 8\), for example"):
             self.run(fast, self.images(size=(32, 36)))

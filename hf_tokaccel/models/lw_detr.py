@@ -17,6 +17,7 @@ class TokAccelLwDetrViTConfig(AcceleratedConfig, LwDetrViTConfig):
 
     model_type = "tokaccel_lw_detr_vit"
     accel_normalization = "l1"
+    accel_unit = "a window"
 
     @classmethod
     def accel_grid(cls, host: PreTrainedConfig, image_size: tuple[int, int]) -> tuple[int, int]:
@@ -36,7 +37,7 @@ class TokAccelLwDetrViTBackbone(AcceleratedModel, LwDetrViTBackbone):
 
     def accel_layout(self, arguments: dict[str, Any]) -> TokenLayout:
         grid = image_grid(self, arguments["pixel_values"], self.config.num_windows_side)
-        return TokenLayout(grid, prefix=0)
+        return TokenLayout(grid, prefix=0, unit=TokAccelLwDetrViTConfig.accel_unit)
 
 
 class TokAccelLwDetrConfig(AcceleratedConfig, LwDetrConfig):

@@ -28,6 +28,7 @@ class TokAccelRfDetrDinov2Config(AcceleratedConfig, RfDetrDinov2Config):
 
     model_type = "tokaccel_rf_detr_dinov2"
     accel_normalization = "l1"
+    accel_unit = "a window"
 
     @classmethod
     def accel_grid(cls, host: PreTrainedConfig, image_size: tuple[int, int]) -> tuple[int, int]:
@@ -47,7 +48,8 @@ class TokAccelRfDetrDinov2Backbone(AcceleratedModel, RfDetrDinov2Backbone):
     forward = enter(RfDetrDinov2Backbone.forward, reads=lambda model: tuple(model.out_indices))
 
     def accel_layout(self, arguments: dict[str, Any]) -> TokenLayout:
-        return TokenLayout(image_grid(self, arguments["pixel_values"], self.config.num_windows))
+        grid = image_grid(self, arguments["pixel_values"], self.config.num_windows)
+        return TokenLayout(grid, unit=TokAccelRfDetrDinov2Config.accel_unit)
 
 
 class TokAccelRfDetrConfig(AcceleratedConfig, RfDetrConfig):
