@@ -105,6 +105,17 @@ def segmentation_loss(logits: Tensor, labels: Tensor, balance: float) -> Tensor:
 
 
 @torch.no_grad()
+def adjust_logits(model: SegmenterForSemanticSegmentation, args: argparse.Namespace) -> None:
+    """Subtract from the logits what the class weights added to them: the logarithm of the weights, or most of it.
+
+    See logit adjustment (Menon et al., ICLR 2021, section 4.1); weights help rare classes to be learned, but then too
+    many pixels are given to them.
+    """
+    bias = model.decode_head.mask_layernorm.bias
+    bias -= args.adjustment * class_weights(args.balance, bias.device).log()
+
+
+@torch.no_grad()
 def evaluate(model: nn.Module, split: str, seed: int, count: int, size: int, processor=None) -> dict:
     """Return mIoU, mean and pixel accuracy, and the IoU of each class, all from one confusion matrix of all pixels."""
     model.eval()
@@ -137,6 +148,9 @@ def main() -> None:
         "--init", default="depth", help="encoder to start from: depth (the reference model), a DPT's folder, or none"
     )
     arguments.add_argument("--balance", type=float, default=0.5, help="0 weighs classes by their pixels, 1 equally")
+    arguments.add_argument(
+        "--adjustment", type=float, default=0.6, help="share of the log weights that the trained logits give back"
+    )
     arguments.set_defaults(lr=1.5e-3, muon_lr=0.03, warmup=100)
     args = arguments.parse_args()
     task = Task(
@@ -145,6 +159,7 @@ def main() -> None:
         evaluate=evaluate,
         processor=lambda side: segmenter_image_processor(SegmenterConfig(image_size=side)),
         materials=MATERIALS,
+        finish=adjust_logits,
     )
     if args.evaluate:
         model = AutoModelForSemanticSegmentation.from_pretrained(args.evaluate, dtype=torch.float32)

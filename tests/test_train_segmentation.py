@@ -123,3 +123,21 @@ def test_loss_prefers_the_truth_and_weighs_classes(script):
     assert loss(good, labels, 0.5) < 0.1 < loss(good.roll(1, 1), labels, 0.5)
     assert weights[CLASS_NAMES.index("cup")] > 5 * weights[CLASS_NAMES.index("floor")]
     torch.testing.assert_close(script.class_weights(0.0, torch.device("cpu")), torch.ones(19))
+
+
+def test_adjustment_gives_back_a_share_of_the_log_weights(script):
+    args = reference_sizes(width=32, layers=1, heads=2, mlp=32, decoder_mlp=32, image_size=64, init="none")
+    args.balance, args.adjustment = 0.5, 0.25
+    model = script.build_model(args).eval()
+    with torch.no_grad():
+        pixels = torch.rand(1, 3, 64, 64)
+        before = model(pixels).logits
+        script.adjust_logits(model, args)
+        given = (before - model(pixels).logits).mean(dim=(0, 2, 3))
+    torch.testing.assert_close(given, 0.25 * script.class_weights(0.5, torch.device("cpu")).log())
+
+
+def test_embedded_model_is_small():
+    files = list((reference_model_path("depth").parent / "segmenter-scenes").iterdir())
+    assert {"README.md", "config.json", "model.safetensors", "preprocessor_config.json"} <= {f.name for f in files}
+    assert sum(f.stat().st_size for f in files) <= 6_000_000

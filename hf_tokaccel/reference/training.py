@@ -35,6 +35,7 @@ class Task:
         evaluate: Model, split, seed, number of scenes, side in pixels, and a processor or None, to named numbers.
         processor: Side in pixels to the image processor that is saved with the model.
         materials: Of the rendered scenes.
+        finish: Changes the trained model before it is exported; checkpoints stay as they were.
     """
 
     build: Callable[[argparse.Namespace], nn.Module]
@@ -42,6 +43,7 @@ class Task:
     evaluate: Callable[..., dict[str, Any]]
     processor: Callable[[int], Any]
     materials: str = "any"
+    finish: Callable[[nn.Module, argparse.Namespace], None] = lambda model, args: None
 
 
 def parser(description: str, stages: str, work: str, sizes: dict[str, int]) -> argparse.ArgumentParser:
@@ -212,6 +214,8 @@ def train(args: argparse.Namespace, task: Task) -> None:
             if run.step == args.stop_at:
                 return
     if accelerator.is_main_process and args.output:
-        export(accelerator.unwrap_model(model), Path(args.output), task.processor(args.image_size))
+        plain = accelerator.unwrap_model(model)
+        task.finish(plain, args)
+        export(plain, Path(args.output), task.processor(args.image_size))
         shutil.copy(run.log_path, Path(args.output) / "training_log.jsonl")
     accelerator.end_training()
