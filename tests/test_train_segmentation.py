@@ -138,6 +138,6 @@ def test_adjustment_gives_back_a_share_of_the_log_weights(script):
 
 
 def test_embedded_model_is_small():
-    files = list((reference_model_path("depth").parent / "segmenter-scenes").iterdir())
+    files = list(reference_model_path("segmentation").iterdir())
     assert {"README.md", "config.json", "model.safetensors", "preprocessor_config.json"} <= {f.name for f in files}
     assert sum(f.stat().st_size for f in files) <= 6_000_000
