@@ -25,13 +25,19 @@ def snippets(heading):
 
 def test_quick_start(tmp_path, monkeypatch, capsys):
     """With a stand-in of the Hub's model, since nothing can be fetched here."""
-    (code,) = snippets("Use it")
+    code, _ = snippets("Use it")
     folder = tmp_path / "Intel" / "dpt-large"
     shutil.copytree(reference_model_path("depth"), folder)
     monkeypatch.chdir(tmp_path)
     exec(compile(code, "README.md", "exec"), {})
     assert "torch.Size" in capsys.readouterr().out
     assert (tmp_path / "dpt-large-tokaccel" / "tokaccel_hub.py").exists()
+
+
+def test_segmenter(capsys):
+    _, code = snippets("Use it")
+    exec(compile(code, "README.md", "exec"), {})
+    assert capsys.readouterr().out == "True\n"
 
 
 @pytest.fixture(scope="class")
