@@ -1,8 +1,8 @@
 .DEFAULT_GOAL := help
-.PHONY: help install style quality test test-slow bench results
+.PHONY: help install style quality test test-slow bench paper-gflops results
 
 help:  ## Show this help
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
 install:  ## Install the package with everything for development
 	pip install -e ".[dev]"
@@ -22,6 +22,10 @@ test-slow:  ## Run the tests that take minutes or need a large model
 bench:  ## Measure the method: clustering and reconstruction against one ViT-L layer
 	python -m benchmarks.method
 
-results:  ## Redo the committed results of the main job, and README's table and picture with them
+paper-gflops:  ## Recompute the published GFLOPs beside what our models cost
+	python -m benchmarks.paper_gflops all --markdown docs/paper_gflops.md
+
+results:  ## Redo the committed results of both evaluations, and README's tables and pictures with them
 	accelerate launch examples/evaluate_depth.py --output docs/evaluate_depth
+	accelerate launch examples/evaluate_segmentation.py --output docs/evaluate_segmentation
 	python -m benchmarks.readme

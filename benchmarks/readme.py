@@ -1,7 +1,7 @@
-"""Puts tables made from committed results into README, so that every number there is one that a command printed.
+"""Puts tables made from committed results into README and docs: every number there is one that a command printed.
 
 python -m benchmarks.readme          rewrite the tables
-python -m benchmarks.readme --check  exit with 1 where README differs
+python -m benchmarks.readme --check  exit with 1 where a page differs
 """
 
 import json
@@ -17,6 +17,7 @@ from benchmarks.method import ITERATIONS, NEIGHBORS, TARGETS
 from hf_tokaccel.evaluation import Result, to_markdown
 
 EVALUATIONS = sorted((ROOT / "docs").glob("evaluate_*"))  # as examples/evaluate_*.py --output wrote them
+PAGES = [ROOT / "README.md", ROOT / "docs" / "models.md"]
 METHOD_ROWS = {
     "dense, window {}": "as released: all distances, dense weights",
     "ours, window {}": "hf_tokaccel: clustering, plan and one reconstruction",
@@ -64,14 +65,16 @@ def tables() -> dict[str, str]:
     }
 
 
-def fill(text: str) -> str:
-    """The text with every marked place filled anew."""
-    filled, places = tables(), set(re.findall(r"<!-- begin: (\w+) -->", text))
-    assert places <= set(filled), f"no result for README places {sorted(places - set(filled))}"
-    for name, table in filled.items():
+def fill(page: Path) -> str:
+    """The text of a page with every marked place filled anew; README has a place for each table."""
+    text, filled = page.read_text(), tables()
+    places = set(re.findall(r"<!-- begin: (\w+) -->", text))
+    assert places <= set(filled), f"no result for the places {sorted(places - set(filled))} of {page.name}"
+    missing = set(filled) - places if page.name == "README.md" else set()
+    assert not missing, f"README has no place for {sorted(missing)}"
+    for name in places:
         place = re.compile(rf"(<!-- begin: {name} -->\n).*?(<!-- end: {name} -->)", re.DOTALL)
-        assert place.search(text), f"README has no place for {name}"
-        text = place.sub(lambda match, table=table: f"{match[1]}\n{table}\n\n{match[2]}", text)
+        text = place.sub(lambda match, table=filled[name]: f"{match[1]}\n{table}\n\n{match[2]}", text)
     return text
 
 
@@ -81,12 +84,11 @@ def shrink(picture: Path) -> None:
 
 
 def main() -> int:
-    path = ROOT / "README.md"
-    old = path.read_text()
-    new = fill(old)
+    new = {page: fill(page) for page in PAGES}
     if "--check" in sys.argv:
-        return int(new != old)
-    path.write_text(new)
+        return int(any(text != page.read_text() for page, text in new.items()))
+    for page, text in new.items():
+        page.write_text(text)
     for folder in EVALUATIONS:
         shrink(folder / "scenes.png")
     return 0

@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from family import ACCEL
+from family import ACCEL, TINY_DINOV2
 from PIL import Image
 from test_dinov2 import Dinov2Tester
 from test_dpt import DPTTester
@@ -15,16 +15,17 @@ from transformers import (
     AutoConfig,
     AutoImageProcessor,
     AutoModelForDepthEstimation,
-    AutoModelForSemanticSegmentation,
+    AutoModelForObjectDetection,
     BertConfig,
     BertModel,
+    DetrConfig,
+    DetrForObjectDetection,
     DPTConfig,
     DPTForDepthEstimation,
     DPTForSemanticSegmentation,
     DPTImageProcessor,
     ResNetConfig,
     UperNetConfig,
-    UperNetForSemanticSegmentation,
     ViTForImageClassification,
     ViTImageProcessor,
     ViTModel,
@@ -50,41 +51,46 @@ def scaled(model):
 
 
 @pytest.fixture(scope="module")
-def upernet():
-    backbone = copy.deepcopy(Dinov2Tester().config())
-    backbone.out_indices = [1, 2, 3, 4]
-    config = UperNetConfig(backbone_config=backbone, hidden_size=16, pool_scales=[1, 2], use_auxiliary_head=False)
-    return scaled(UperNetForSemanticSegmentation(config))
+def detr():
+    """A head that has no accelerated class of its own."""
+    parts = ("encoder", "decoder")
+    sizes = {"layers": 1, "attention_heads": 2, "ffn_dim": 16}
+    config = DetrConfig(
+        backbone_config=TINY_DINOV2 | {"reshape_hidden_states": True},
+        d_model=16,
+        num_queries=4,
+        **{f"{part}_{name}": size for part in parts for name, size in sizes.items()},
+    )
+    return scaled(DetrForObjectDetection(config))
 
 
-def test_a_native_head_on_a_supported_backbone_is_accelerated(upernet, tmp_path):
-    fast, images = ta.accelerate(upernet, ACCEL), Dinov2Tester().images()
-    assert type(fast) is UperNetForSemanticSegmentation
-    assert type(fast.backbone).__name__ == "TokAccelDinov2Backbone"
-    dense, actual = run(upernet, images), run(fast, images)
+def test_a_native_head_on_a_supported_backbone_is_accelerated(detr, tmp_path):
+    fast, images = ta.accelerate(detr, ACCEL), Dinov2Tester().images()
+    assert type(fast) is DetrForObjectDetection
+    assert type(fast.model.backbone.model).__name__ == "TokAccelDinov2Backbone"
+    dense, actual = run(detr, images), run(fast, images)
     assert (dense - actual).abs().max() > 1e-3 * dense.abs().max()
     fast.save_pretrained(tmp_path)
-    loaded, info = AutoModelForSemanticSegmentation.from_pretrained(tmp_path, output_loading_info=True)
+    loaded, info = AutoModelForObjectDetection.from_pretrained(tmp_path, output_loading_info=True)
     assert not info["missing_keys"]
     assert torch.allclose(run(loaded, images), actual, atol=1e-4)
     for off in (ta.accelerate(fast, None), ta.to_native(fast)):
         assert torch.equal(run(off, images), dense)
-    assert type(ta.to_native(fast).backbone).__name__ == "Dinov2Backbone"
+    assert type(ta.to_native(fast).model.backbone.model).__name__ == "Dinov2Backbone"
 
 
 @pytest.mark.parametrize("make", [lambda c: c, lambda c: BertModel(c)], ids=["config", "model"])
 def test_unsupported_families_are_refused_and_the_supported_ones_listed(make):
     config = BertConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, vocab_size=9)
     call = ta.accelerate_config if make(config) is config else ta.accelerate
-    with pytest.raises(
-        ValueError, match=r"'bert' cannot be accelerated\. .*depth_anything, dinov2, dpt, vit.*example"
-    ):
+    families = ", ".join(sorted(ta.FAMILIES))
+    with pytest.raises(ValueError, match=rf"'bert' cannot be accelerated\. .*: {families}, and .*example"):
         call(make(config), ACCEL)
 
 
 def test_a_head_on_an_unsupported_backbone_is_refused():
     config = UperNetConfig(backbone_config=ResNetConfig(out_features=["stage1", "stage2", "stage3", "stage4"]))
-    with pytest.raises(ValueError, match="'upernet' cannot be accelerated"):
+    with pytest.raises(ValueError, match="'resnet' backbone cannot be accelerated"):
         ta.accelerate_config(config, ACCEL)
 
 
