@@ -22,7 +22,8 @@ from hf_tokaccel.functional import ReconstructionPlan, cluster_tokens, plan_reco
 def load_goldens(name):
     with safe_open(Path(__file__).parent / "goldens" / f"{name}.safetensors", "pt") as file:
         cases = {}
-        for case, settings in file.metadata().items():
+        # Sorted: the order of a file's metadata changes from process to process, and parallel ones must agree.
+        for case, settings in sorted(file.metadata().items()):
             if case.startswith(("_", "format")):
                 continue
             keys = [key for key in file.keys() if key.startswith(f"{case}/")]  # noqa: SIM118
