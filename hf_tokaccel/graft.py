@@ -9,6 +9,13 @@ from transformers import PreTrainedConfig
 _CHANGED = "_tokaccel_changed"
 # Instance attributes that belong to one module object: a patched forward is bound to the module it was made for.
 _BOUND = {"forward", "_old_forward", "_hf_hook", _CHANGED}
+_HOOKS = (
+    "_forward_hooks",
+    "_forward_hooks_with_kwargs",
+    "_forward_hooks_always_called",
+    "_forward_pre_hooks",
+    "_forward_pre_hooks_with_kwargs",
+)
 
 
 def change(module: nn.Module, **attributes: Any) -> None:
@@ -18,6 +25,15 @@ def change(module: nn.Module, **attributes: Any) -> None:
     """
     for name, value in {**attributes, _CHANGED: True}.items():
         setattr(module, name, value)
+
+
+def become(module: nn.Module, cls: type[nn.Module], **attributes: Any) -> None:
+    """Makes a host's own module inside an accelerated model one of `cls`, a subclass of its class with no `__init__`.
+
+    For modules that no configuration alone can build; `transplant` treats it like any other class of ours.
+    """
+    module.__class__ = cls
+    change(module, **attributes)
 
 
 def pair_configs(old: PreTrainedConfig, new: PreTrainedConfig) -> list[tuple[PreTrainedConfig, PreTrainedConfig]]:
@@ -50,6 +66,10 @@ def transplant(template: nn.Module, source: nn.Module, configs: dict[int, PreTra
         module._buffers.update(source._buffers)
         module.training = source.training
         _copy_extra_attributes(module, source)
+        if _CHANGED in template.__dict__ or _CHANGED in source.__dict__:
+            # Transformers records outputs with hooks, and the host remembers that it has put them there.
+            for name in _HOOKS:
+                setattr(module, name, getattr(source, name).copy())
     # Only what the source has: a template may come with an optional part, such as a pooler, that the source lacks.
     parts = {}
     for name, child in source._modules.items():

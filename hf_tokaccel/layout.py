@@ -97,3 +97,27 @@ class WindowLayout(TokenLayout):
         if grid == self.grid:
             states = states[:, : self.size[0], : self.size[1]]
         return states if self.channels_last else states.movedim(-1, 1).contiguous()
+
+
+class WindowSequenceLayout(WindowLayout):
+    """A sequence (B, H * W, C) of a map, otherwise like `WindowLayout`.
+
+    Args:
+        size: (H, W) of the map.
+        window: side of a window in tokens.
+    """
+
+    def __init__(self, size: tuple[int, int], window: int) -> None:
+        super().__init__(size, window, channels_last=True)
+
+    def map_size(self, grid: tuple[int, int]) -> tuple[int, int]:
+        """(H, W) of the map of tokens, or of clusters where the grid of a window is not that of its tokens."""
+        if grid == self.grid:
+            return self.size
+        return self.windows[0] * grid[0], self.windows[1] * grid[1]
+
+    def split(self, states: Tensor, grid: tuple[int, int]) -> tuple[None, Tensor]:
+        return super().split(states.unflatten(1, self.map_size(grid)), grid)
+
+    def join(self, kept: None, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
+        return super().join(kept, tokens, grid).flatten(1, 2)
