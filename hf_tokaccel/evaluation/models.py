@@ -92,6 +92,12 @@ def patch_size(config) -> int:
     return int(max(size)) if isinstance(size, (list, tuple)) else int(size)
 
 
+def input_step(config) -> int:
+    """What the sides of a model's input must be multiples of: a patch, or as many as there are windows a side."""
+    backbone = getattr(config, "backbone_config", None) or config
+    return patch_size(config) * (getattr(backbone, "num_windows", None) or 1)
+
+
 def input_size(processor, default: int = 384) -> tuple[int, int]:
     """Size that scenes are rendered at for an image processor: the one it makes anyway, (height, width) in pixels."""
     size = getattr(processor, "size", None) or {}
