@@ -198,6 +198,14 @@ COLUMNS = {
         Column("mean_accuracy", "mAcc ↑"),
         Column("pixel_accuracy", "aAcc ↑"),
     ),
+    "panoptic-segmentation": (
+        Column("pq", "PQ ↑", interval_format="{:.3f}"),
+        Column("kept", "kept % ↑", "{:.1f}", "{:.1f}", factor=100),
+        Column("sq", "SQ ↑"),
+        Column("rq", "RQ ↑"),
+        Column("pq_things", "PQ things ↑"),
+        Column("pq_stuff", "PQ stuff ↑"),
+    ),
     "object-detection": _precisions("box"),
     "instance-segmentation": (*_precisions("mask"), Column("box_ap", "box AP ↑", "{:.1f}", factor=100)),
     "mask-generation": (
@@ -206,7 +214,11 @@ COLUMNS = {
         Column("over_90", "IoU > 0.9 ↑", "{:.1f} %", factor=100),
     ),
 }
-CLASS_METRICS = {"object-detection": "Box AP", "instance-segmentation": "Mask AP"}  # IoU elsewhere
+CLASS_METRICS = {  # IoU elsewhere
+    "object-detection": "Box AP",
+    "instance-segmentation": "Mask AP",
+    "panoptic-segmentation": "PQ",
+}
 _COST_HEADINGS = ("images/s ↑", "speed", "GFLOPs ↓", "of dense")
 
 
