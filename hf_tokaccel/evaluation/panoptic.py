@@ -85,7 +85,7 @@ class Overlaps:
         self.match = self.same_class & self.counts & (self.iou > 0.5)
 
     def wrong(self) -> Tensor:
-        """Predicted segments that are false positives (F,): no match, and at most half void or crowd of their class."""
+        """Predicted segments that count as wrong (F,): no match, and at most half void or crowd of their class."""
         excused = self.void + (self.shared * (self.same_class & self.crowd)).sum(1)
         return (self.found != VOID) & ~self.match.any(1) & (excused / self.area <= 0.5)
 
@@ -148,7 +148,7 @@ def metrics_from_sums(sums: Tensor, things: Sequence[bool]) -> dict[str, Tensor]
 
 
 def align(prediction: Tensor, reference: Tensor, last: int = STEP - 1) -> Tensor:
-    """The same segments (H, W), those that match one of the reference with its code, the others counted from `last`."""
+    """The same segments (H, W): matches have the code of the reference, the others numbers downwards from `last`."""
     overlaps = Overlaps(prediction, reference)
     codes, best = {VOID: VOID}, overlaps.match.double().argmax(1)
     for index, found in enumerate(overlaps.found.tolist()):
@@ -173,7 +173,7 @@ class PanopticMetric(evaluate.Metric):
     def _info(self) -> evaluate.MetricInfo:
         maps = datasets.Sequence(datasets.Sequence(datasets.Value("int64")))
         return evaluate.MetricInfo(
-            description="Panoptic, segmentation and recognition quality over all segments of a data set, and per class.",
+            description="Panoptic, segmentation and recognition quality of a data set, and the first per class.",
             citation="Kirillov et al., Panoptic Segmentation, CVPR 2019",
             inputs_description="predictions, references: lists of (H, W) maps of segments.",
             features=datasets.Features({"predictions": maps, "references": maps}),
