@@ -63,6 +63,9 @@ class TokenClusteringConfig:
         mask_shift: of shifted windows only (Swin and its relatives), None elsewhere: `"corrected"` masks attention by
             the shift of the clusters, `"released"` by that of the tokens, as Expedit's code does. None is
             `"corrected"`.
+        shared_frames: consecutive images of a batch, frames of one clip, that are clustered by the mean of what is
+            compared and rebuilt by one plan (Expedit clusters every frame for itself); of a video model, its slices.
+            Each frame keeps its own centroids. 1 shares nothing.
 
     Raises:
         ValueError: on any value outside of what is written above; the message names a value that works.
@@ -81,6 +84,7 @@ class TokenClusteringConfig:
     similarity_on: str = "tokens"
     decode_clusters: bool | None = None
     mask_shift: str | None = None
+    shared_frames: int = 1
     method: str = "token_clustering"
     version: str = __version__
 
@@ -108,6 +112,8 @@ class TokenClusteringConfig:
         positive = isinstance(scale, (int, float)) and not isinstance(scale, bool) and scale > 0
         _require(scale == "auto" or positive, "inverse_temperature", scale, "'auto' or a number above 0", "auto")
         self._check_window("window", self.window)
+        frames = self.shared_frames
+        _require(_is_int(frames) and frames > 0, "shared_frames", frames, "a number of frames, 1 or more", 4)
         choices = f"one of {', '.join(SIMILARITIES)}"
         _require(self.similarity_on in SIMILARITIES, "similarity_on", self.similarity_on, choices, "tokens")
 
@@ -230,6 +236,11 @@ class TokenClusteringConfig:
         allowed = f"a square of at most the {side} x {side} tokens of a window: this model clusters each on its own"
         example = (max(1, side * 7 // 10),) * 2
         _require(height == width and height <= side, "cluster_grid", self.cluster_grid, allowed, example)
+
+    def check_frames(self, count: int) -> None:
+        """Raises ValueError where `count` consecutive frames cannot be divided into clips."""
+        allowed = f"1 or a divisor of the {count} frames of this batch"
+        _require(count % self.shared_frames == 0, "shared_frames", self.shared_frames, allowed, count)
 
     def check_grid(self, grid: tuple[int, int], unit: str = "the image") -> None:
         """Raises ValueError where the clusters outnumber the (H, W) tokens of what is clustered together, `unit`."""

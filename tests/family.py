@@ -123,6 +123,10 @@ class FamilyTester:
             output = model(images, **kwargs)
         return flatten(output.to_tuple() if hasattr(output, "to_tuple") else output)
 
+    def run_batch(self, model, images):
+        """The tensors of the output whose first dimension is the batch."""
+        return self.run(model, images)
+
     def assert_close(self, actual, expected, tolerance=None):
         assert len(actual) == len(expected)
         for a, b in zip(actual, expected, strict=True):
@@ -164,13 +168,37 @@ class FamilyTester:
         assert all(a.isfinite().all() for a in actual)
         self.assert_differs(actual, native, 1e-4)
 
+    # frames of a clip that share a plan
+
+    def test_equal_frames_that_share_a_plan_are_as_if_they_did_not(self, model, fast):
+        if self.slices > 1:
+            pytest.skip("the slices of one video differ")
+        shared = ta.accelerate(model, {**self.accel, "shared_frames": 2})
+        clips = self.images(2)[[0, 0, 1, 1]]
+        self.assert_close(self.run(shared, clips), self.run(fast, clips))
+
+    def test_frames_that_share_a_plan_do_so_within_their_clip_only(self, model, fast):
+        count = max(self.slices, 2)
+        shared = ta.accelerate(model, {**self.accel, "shared_frames": count})
+        images = self.images(2 if self.slices > 1 else 4)
+        clips = images[:, None] if self.slices > 1 else images.unflatten(0, (2, 2))
+        together = self.run_batch(shared, images)
+        singles = [self.run_batch(shared, clip) for clip in clips]
+        self.assert_close([torch.cat(parts) for parts in zip(*singles, strict=True)], together)
+        self.assert_differs(together, self.run_batch(fast, images), 1e-4)
+
+    def test_frames_that_do_not_fill_clips_are_refused(self, model):
+        shared = ta.accelerate(model, {**self.accel, "shared_frames": 5})
+        with pytest.raises(ValueError, match=r"shared_frames=5 is not valid.*frames of this batch.*for example"):
+            self.run(shared, self.images(2))
+
     # 4: no hidden state
 
     def test_batch_equals_singles_and_history_does_not_matter(self, fast):
         images = self.images(3)
-        together = self.run(fast, images)
+        together = self.run_batch(fast, images)
         self.run(fast, self.images(2, seed=5))
-        singles = [self.run(fast, image[None]) for image in images]
+        singles = [self.run_batch(fast, image[None]) for image in images]
         self.assert_close([torch.cat(parts) for parts in zip(*singles, strict=True)], together)
 
     def test_consumes_no_random_numbers(self, fast):
@@ -396,6 +424,7 @@ class FamilyTester:
             ({"reconstruct_after": 99}, "reconstruct_after=99"),
             ({"window": 4}, "window=4 .*window=5"),
             ({"neighbors": 0}, "neighbors=0 .*neighbors=20"),
+            ({"shared_frames": 0}, "shared_frames=0 .*shared_frames=4"),
             ({"cluster_gird": 4}, "unknown keys .*cluster_gird.*Allowed"),
             ({"cluster_grid": [0, 4]}, "cluster_grid"),
             ({"expansion": "sift"}, "expansion='sift' .*soft"),
