@@ -46,7 +46,12 @@ def pair_configs(old: PreTrainedConfig, new: PreTrainedConfig) -> list[tuple[Pre
     return pairs
 
 
-def transplant(template: nn.Module, source: nn.Module, configs: dict[int, PreTrainedConfig]) -> nn.Module:
+def transplant(
+    template: nn.Module,
+    source: nn.Module,
+    configs: dict[int, PreTrainedConfig],
+    done: dict[int, nn.Module] | None = None,
+) -> nn.Module:
     """Fills `template` with the parameters, buffers and children of `source`.
 
     The result and `source` share tensors but no module objects, so that settings of one (attention implementation,
@@ -57,7 +62,11 @@ def transplant(template: nn.Module, source: nn.Module, configs: dict[int, PreTra
         template: a module built on the meta device.
         source: a module with the same parameter names.
         configs: by the identity of a config of the source, the config that replaces it.
+        done: by the identity of a module of the source, what replaces it; hosts may have a module in two places.
     """
+    done = {} if done is None else done
+    if id(source) in done:
+        return done[id(source)]
     if not _is_ours(template) and not _is_ours(source):
         module = _shallow_copy(source, configs)
     else:
@@ -75,11 +84,16 @@ def transplant(template: nn.Module, source: nn.Module, configs: dict[int, PreTra
     for name, child in source._modules.items():
         counterpart = template._modules.get(name)
         if child is not None:
-            child = transplant(child if counterpart is None else counterpart, child, configs)
+            child = transplant(child if counterpart is None else counterpart, child, configs, done)
         parts[name] = child
         # An optional part that the template was built without is an attribute there, and would hide the child.
         module.__dict__.pop(name, None)
     module._modules = parts
+    for name, value in module.__dict__.items():
+        # Some hosts loop over a plain list of their children.
+        if isinstance(value, list) and any(id(item) in done for item in value):
+            module.__dict__[name] = [done.get(id(item), item) for item in value]
+    done[id(source)] = module
     return module
 
 

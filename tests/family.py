@@ -299,6 +299,8 @@ class FamilyTester:
         native = ta.to_native(fast)
         assert type(native) is self.native
         assert [type(part) for part in native.modules()] == [type(part) for part in model.modules()]
+        assert not modules_of(native) & modules_of(model)
+        assert not modules_of(fast) & modules_of(model)
         native.set_attn_implementation("eager")
         assert fast.config._attn_implementation == model.config._attn_implementation
 
@@ -460,10 +462,20 @@ def is_accelerated(part):
 
 
 def flatten(values):
-    """Tensors of nested tuples in order."""
+    """Tensors of nested tuples in order; sizes are left out."""
     if isinstance(values, torch.Tensor):
         return [values]
+    if isinstance(values, int):
+        return []
     return [tensor for value in values if value is not None for tensor in flatten(value)]
+
+
+def modules_of(model):
+    """Module objects, those in plain lists too."""
+    listed = (
+        item for part in model.modules() for value in vars(part).values() if isinstance(value, list) for item in value
+    )
+    return {id(part) for part in (*model.modules(), *listed) if isinstance(part, torch.nn.Module)}
 
 
 def keys_of(folder):

@@ -92,7 +92,7 @@ def prompted(native_forward: Callable) -> Callable:
             arguments = {**dict(zip(names, args, strict=False)), **kwargs}
             sizes = arguments.get("reshaped_input_sizes")
             if sizes is None:
-                sizes = torch.tensor([(self.config.vision_config.image_size,) * 2])
+                sizes = torch.tensor([(self.config.prompt_encoder_config.image_size,) * 2])
             check_points(arguments.get("input_points"), arguments.get("input_labels"), sizes)
             check_boxes(arguments.get("input_boxes"), sizes)
         return native_forward(self, *args, **kwargs)
