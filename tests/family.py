@@ -74,8 +74,9 @@ class FamilyTester:
         single_graph: whether the native model can be compiled and exported as one graph. Where it cannot, the tests
             show that, and that ours compiles in several.
         unchanged_states: hidden states before the clusters; None where they are those of blocks.
-        secondary: whether another class of this family runs the same blocks; then compiling, exporting and fresh
-            processes, which take most of the time, are tested by `make test-slow` only.
+        secondary: whether another class, of this family or of one built alike, runs the same blocks by the same
+            wrappers; then compiling, exporting and fresh processes, which take most of the time, are tested by
+            `make test-slow` only.
     """
 
     native = None

@@ -44,6 +44,7 @@ class TestMaskFormerModel(MaskFormerTester):
 
 
 class TestMaskFormerForInstanceSegmentation(MaskFormerTester):
+    secondary = True
     native, auto = MaskFormerForInstanceSegmentation, AutoModelForInstanceSegmentation
 
     def test_pipeline(self, fast, tmp_path):

@@ -26,6 +26,7 @@ class HQTester(WindowTester):
 
 
 class TestSamHQVisionModel(HQTester):
+    secondary = True
     native, auto = SamHQVisionModel, AutoModel
 
     def config(self):

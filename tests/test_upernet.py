@@ -32,6 +32,7 @@ class UperNetTester(FamilyTester):
 
 
 class TestUperNetOnBeit(UperNetTester):
+    secondary = True
     backbone = {**TINY, "model_type": "beit", "out_indices": [1, 2, 3, 4], "add_fpn": True}
     image_size, grid = (32, 48), (8, 12)
     legacy_key = "backbone.encoder.layer.0.attention.attention.query.weight"
