@@ -25,6 +25,7 @@ def build_parser() -> argparse.ArgumentParser:
         what="detection or instance segmentation",
         datasets=SPECIFICATIONS,
         output="outputs/evaluate_instances",
+        without=("--image-column",),
     )
     parser.add_argument("--image-folder", help="where the images of a COCO file are, if not where COCO has them")
     return parser

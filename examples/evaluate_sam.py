@@ -19,7 +19,13 @@ from hf_tokaccel.evaluation.script import Loaded, common_parser, run_script
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = common_parser(__doc__, what="SAM or SAM-HQ", datasets=SPECIFICATIONS, output="outputs/evaluate_sam")
+    parser = common_parser(
+        __doc__,
+        what="SAM or SAM-HQ",
+        datasets=SPECIFICATIONS,
+        output="outputs/evaluate_sam",
+        without=("--split", "--image-column"),
+    )
     parser.set_defaults(dataset="photographs", batch_size=1)
     parser.add_argument("--points-per-side", type=int, help="points of the grid of prompts (default: 6)")
     parser.add_argument("--prompts", metavar="FILE", help=f"JSON with prompts of every image, such as {EXAMPLE}")
