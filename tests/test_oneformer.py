@@ -84,7 +84,9 @@ class ConditionedTester:
         assert type(loaded) is type(fast)
         expected = self.run(copy.deepcopy(fast))
         for a, b in zip(self.run(copy.deepcopy(loaded).eval()), expected, strict=True):
-            assert (a - b).abs().max() <= 1e-5 * b.abs().max() + 1e-12
+            real = b.isfinite()  # Grounding DINO's logits of padded text are -inf
+            assert torch.equal(a[~real], b[~real])
+            assert (a - b)[real].abs().max() <= 1e-5 * b[real].abs().max() + 1e-12
 
     def test_saves_native_names_and_plain_transformers_loads_them(self, model, fast, tmp_path):
         model.save_pretrained(tmp_path / "native")
