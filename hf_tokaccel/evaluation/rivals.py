@@ -16,6 +16,8 @@ from .speed import count_gflops
 from .task import Task, Variant
 
 _PLAIN = ta.TokenClusteringConfig(cluster_after=0, cluster_grid=(1, 1))
+# What an open field resolves to is not news in a name.
+_RESOLVED = {"mask_shift": "corrected"}
 
 
 @dataclass(frozen=True)
@@ -152,7 +154,9 @@ def setting_name(setting: ta.TokenClusteringConfig) -> str:
     if setting.decode_clusters or setting.expansion == "delta" or setting.reconstruct_after is not None:
         said.add("decode_clusters")  # It is what follows from the rest of the setting.
     names = [f.name for f in fields(setting) if f.name not in said]
-    changed = [f"{name}={getattr(setting, name)}" for name in names if getattr(setting, name) != getattr(_PLAIN, name)]
+    values = {name: getattr(setting, name) for name in names}
+    plain = {name: (getattr(_PLAIN, name), _RESOLVED.get(name)) for name in names}
+    changed = [f"{name}={value}" for name, value in values.items() if value not in plain[name]]
     return ", ".join([group_name(setting), setting.expansion, *changed])
 
 
