@@ -58,8 +58,9 @@ def rf_detr(model_class, **labels):
     return model_class(RfDetrConfig(**sizes, **labels)).eval()
 
 
-def save(model, folder, side=32):
+def save(model, folder):
     model.save_pretrained(folder)
+    side = 32 if "RfDetr" in type(model).__name__ else 64  # the last stage needs more than one token
     size = {"height": side, "width": side}
     if "RfDetr" in type(model).__name__:
         RfDetrImageProcessor(size=size).save_pretrained(folder)

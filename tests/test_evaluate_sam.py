@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 from test_sam import TINY, awaken
+from test_sam_hq import TINY_HQ
 from transformers import (
     DPTConfig,
     SamConfig,
@@ -33,9 +34,9 @@ PROMPTS = {
 }
 
 
-def make_model(native, config):
+def make_model(native, config, sizes=TINY):
     torch.manual_seed(0)
-    return awaken(native(config(**TINY))).eval()
+    return awaken(native(config(**sizes))).eval()
 
 
 def make_processor():
@@ -164,7 +165,7 @@ def test_prompts_of_a_file(evaluate, tmp_path):
 
 
 def test_sam_hq_and_an_accelerated_folder(evaluate, tmp_path):
-    model = make_model(SamHQModel, SamHQConfig)
+    model = make_model(SamHQModel, SamHQConfig, TINY_HQ)
     result = evaluate("--model", str(save(model, tmp_path / "hq")), "--accel", ACCEL)
     assert 0 < quality(result)[1, 0] < 1
     setting = ta.TokenClusteringConfig(cluster_after=1, cluster_grid=(2, 2), window=3, neighbors=2)

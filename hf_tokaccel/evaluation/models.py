@@ -73,7 +73,8 @@ def load_model(name: str | Path, kind: ModelKind, *, dtype: str = "float32", dev
         )
     accel = stored_accel(config)
     dense = model if accel is None else ta.to_native(model)
-    return dense.eval().to(device), accel, processor
+    # Nothing is trained; and the counter of FLOPs fails on parameters with gradients that modules hand on.
+    return dense.eval().requires_grad_(False).to(device), accel, processor
 
 
 def stored_accel(config) -> dict | None:
