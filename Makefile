@@ -25,7 +25,8 @@ bench:  ## Measure the method: clustering and reconstruction against one ViT-L l
 paper-gflops:  ## Recompute the published GFLOPs beside what our models cost
 	python -m benchmarks.paper_gflops all --markdown docs/paper_gflops.md
 
-results:  ## Redo the committed results of both evaluations, and README's tables and pictures with them
+results:  ## Redo the committed results of the evaluations, and README's tables and pictures with them
 	accelerate launch examples/evaluate_depth.py --output docs/evaluate_depth
 	accelerate launch examples/evaluate_segmentation.py --output docs/evaluate_segmentation
+	accelerate launch examples/evaluate_panoptic.py --output docs/evaluate_panoptic
 	python -m benchmarks.readme

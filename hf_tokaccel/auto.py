@@ -31,7 +31,8 @@ def accelerate_config(
     """
     setting = as_accel(accel)
     native = to_native_config(config)
-    family = FAMILIES.get(native.model_type)
+    # The class's type: an object has that of the file which it was read from, such as SAM 2's video checkpoints.
+    family = FAMILIES.get(type(native).model_type)
     if family is not None:
         new = _convert(native, family.config, accel=setting)
         if setting is not None:

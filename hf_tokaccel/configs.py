@@ -7,7 +7,7 @@ from weakref import WeakValueDictionary
 from transformers import PreTrainedConfig
 
 from .configuration import TokenClusteringConfig, as_accel
-from .registry import accelerated_class
+from .registry import FAMILIES, accelerated_class, native_class, unsupported
 
 # Configurations of built models by identity; an attribute would be copied and saved along.
 _in_use: "WeakValueDictionary[int, AcceleratedConfig]" = WeakValueDictionary()
@@ -75,6 +75,20 @@ class AcceleratedConfig:
         patch = (host.patch_size,) * 2 if isinstance(host.patch_size, int) else host.patch_size
         return image_size[0] // patch[0], image_size[1] // patch[1]
 
+    @classmethod
+    def fit_accel(cls, setting: TokenClusteringConfig, host: PreTrainedConfig) -> TokenClusteringConfig:
+        """Checks a setting against a host of this family, and fills what depends on its blocks.
+
+        Raises:
+            ValueError: when it does not fit the number of blocks or the attention windows.
+        """
+        setting.check_depth(host.num_hidden_layers)
+        setting.check_no_mask_shift()
+        window = cls.accel_window(host)
+        if window is not None:
+            setting.check_window_grid(window)
+        return setting
+
     def accel_view(self) -> TokenClusteringConfig | None:
         """The setting as a dataclass."""
         return as_accel(self.accel)
@@ -89,15 +103,22 @@ class AcceleratedConfig:
         # Set by the host's __post_init__: from there on its sub-configs and depth are known.
         if "_name_or_path" in self.__dict__:
             host = self.accel_host()
-            setting.check_depth(host.num_hidden_layers)
-            window = family_of(host).accel_window(host)
-            if window is not None:
-                setting.check_window_grid(window)
+            setting = family_of(host).fit_accel(setting, host)
         return setting.resolve(self.accel_expansion, self.accel_normalization, self.accel_decodes_clusters)
 
     @classmethod
     def register_for_auto_class(cls, auto_class: str = "AutoConfig") -> None:
         """Does nothing; see `AcceleratedModel.register_for_auto_class`."""
+
+
+class BackboneHeadConfig(AcceleratedConfig):
+    """First base where the transformer is that of a `backbone_config`; the setting is kept at the head."""
+
+    def accel_host(self) -> PreTrainedConfig:
+        if getattr(self.backbone_config, "model_type", None) not in FAMILIES:
+            backbone = getattr(self.backbone_config, "model_type", None)
+            raise unsupported(f"{native_class(type(self)).model_type!r} on a {backbone!r} backbone")
+        return self.backbone_config
 
 
 def family_of(host: PreTrainedConfig) -> type[AcceleratedConfig]:

@@ -1,6 +1,8 @@
 """Acceleration settings: frozen, flat, validated dataclasses, stored as the plain dict `accel` in config.json."""
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
+from itertools import accumulate
 from typing import Any
 
 from .version import __version__
@@ -8,6 +10,7 @@ from .version import __version__
 EXPANSIONS = ("soft", "nearest", "delta")
 NORMALIZATIONS = ("l2", "l1")
 SIMILARITIES = ("tokens", "normalized")
+MASK_SHIFTS = ("corrected", "released")
 
 
 def _require(condition: bool, name: str, value: Any, allowed: str, example: Any) -> None:
@@ -57,6 +60,12 @@ class TokenClusteringConfig:
         decode_clusters: of Segmenter only, None elsewhere: whether its decoder runs on the clusters and class logits
             are reconstructed (released), or features are, before the decoder. None is True, except with
             `expansion="delta"` or `reconstruct_after`, which both give the decoder all tokens.
+        mask_shift: of shifted windows only (Swin and its relatives), None elsewhere: `"corrected"` masks attention by
+            the shift of the clusters, `"released"` by that of the tokens, as Expedit's code does. None is
+            `"corrected"`.
+        shared_frames: consecutive images of a batch, frames of one clip, that are clustered by the mean of what is
+            compared and rebuilt by one plan (Expedit clusters every frame for itself); of a video model, its slices.
+            Each frame keeps its own centroids. 1 shares nothing.
 
     Raises:
         ValueError: on any value outside of what is written above; the message names a value that works.
@@ -74,6 +83,8 @@ class TokenClusteringConfig:
     expansion: str | None = None
     similarity_on: str = "tokens"
     decode_clusters: bool | None = None
+    mask_shift: str | None = None
+    shared_frames: int = 1
     method: str = "token_clustering"
     version: str = __version__
 
@@ -101,6 +112,8 @@ class TokenClusteringConfig:
         positive = isinstance(scale, (int, float)) and not isinstance(scale, bool) and scale > 0
         _require(scale == "auto" or positive, "inverse_temperature", scale, "'auto' or a number above 0", "auto")
         self._check_window("window", self.window)
+        frames = self.shared_frames
+        _require(_is_int(frames) and frames > 0, "shared_frames", frames, "a number of frames, 1 or more", 4)
         choices = f"one of {', '.join(SIMILARITIES)}"
         _require(self.similarity_on in SIMILARITIES, "similarity_on", self.similarity_on, choices, "tokens")
 
@@ -123,6 +136,8 @@ class TokenClusteringConfig:
         allowed = "None or False with expansion='delta' or reconstruct_after, which give the decoder all tokens"
         contradiction = choice and (self.expansion == "delta" or self.reconstruct_after is not None)
         _require(not contradiction, "decode_clusters", choice, allowed, False)
+        choices = f"None or one of {', '.join(MASK_SHIFTS)}"
+        _require(self.mask_shift in (None, *MASK_SHIFTS), "mask_shift", self.mask_shift, choices, "corrected")
 
     @staticmethod
     def _check_window(name: str, side: Any) -> None:
@@ -185,12 +200,47 @@ class TokenClusteringConfig:
         allowed = f"None or between {self.cluster_after + 1} and {depth} for {depth} blocks"
         _require(until is None or until <= depth, "reconstruct_after", until, allowed, depth)
 
+    def check_no_mask_shift(self) -> None:
+        """Raises ValueError where `mask_shift` is set, for a host without shifted windows."""
+        allowed = "None for this model: only Swin and its relatives shift their windows"
+        _require(self.mask_shift is None, "mask_shift", self.mask_shift, allowed, None)
+
+    def fit_stages(self, depths: Sequence[int], windows: Sequence[int]) -> "TokenClusteringConfig":
+        """The setting for a host with stages, of so many blocks and windows of so many tokens a side.
+
+        The span ends with the stage that it begins in, at the latest, since patch merging follows there.
+
+        Raises:
+            ValueError: when the schedule or the cluster grid does not fit that stage.
+        """
+        self.check_depth(sum(depths))
+        ends = list(accumulate(depths))
+        stage = next(index for index, end in enumerate(ends) if self.cluster_after < end)
+        end, side, until = ends[stage], windows[stage], self.reconstruct_after
+        where = f"stage {stage + 1} of depths {list(depths)}"
+        allowed = f"None or between {self.cluster_after + 1} and {end}, where {where} ends, which cluster_after is in"
+        _require(until is None or until <= end, "reconstruct_after", until, allowed, end)
+        allowed = f"in a stage with windows of more than one token, unlike {where}"
+        _require(side > 1, "cluster_after", self.cluster_after, allowed, 0)
+        height, width = self.cluster_grid
+        allowed = (
+            f"a square smaller than the {side} x {side} tokens of a window of {where}, which becomes one of clusters"
+        )
+        example = (max(1, side * 7 // 10),) * 2
+        _require(height == width and height < side, "cluster_grid", self.cluster_grid, allowed, example)
+        return replace(self, reconstruct_after=until or end, mask_shift=self.mask_shift or MASK_SHIFTS[0])
+
     def check_window_grid(self, side: int) -> None:
         """Raises ValueError where windows of side x side tokens cannot become windows of clusters."""
         height, width = self.cluster_grid
         allowed = f"a square of at most the {side} x {side} tokens of a window: this model clusters each on its own"
         example = (max(1, side * 7 // 10),) * 2
         _require(height == width and height <= side, "cluster_grid", self.cluster_grid, allowed, example)
+
+    def check_frames(self, count: int) -> None:
+        """Raises ValueError where `count` consecutive frames cannot be divided into clips."""
+        allowed = f"1 or a divisor of the {count} frames of this batch"
+        _require(count % self.shared_frames == 0, "shared_frames", self.shared_frames, allowed, count)
 
     def check_grid(self, grid: tuple[int, int], unit: str = "the image") -> None:
         """Raises ValueError where the clusters outnumber the (H, W) tokens of what is clustered together, `unit`."""

@@ -76,6 +76,10 @@ class AcceleratedModel:
         size = self.config.patch_size
         return (size, size) if isinstance(size, int) else tuple(size)
 
+    def accel_depth(self) -> int:
+        """Blocks of this host."""
+        return self.config.num_hidden_layers
+
     def accel_layout(self, arguments: dict[str, Any]) -> TokenLayout:
         """Where the patch tokens are in the states of this host, for one call with these arguments of its forward.
 
@@ -180,20 +184,21 @@ def enter(native_forward: Callable, reads: Callable[[Any], Collection[int]] | No
         track = TokenTrack(
             self.accel,
             layout,
-            depth=self.config.num_hidden_layers,
+            depth=self.accel_depth(),
             wanted=wanted,
             final=final,
             block_inputs=self.accel_block_inputs,
             positions=self.accel_positions(arguments, layout),
         )
-        output = _run(native_forward, self, track, args, kwargs)
+        output = run_tracked(native_forward, self, track, args, kwargs)
         track.check_ran()
         return output
 
     return forward
 
 
-def _run(native_forward: Callable, model: AcceleratedModel, track: TokenTrack, args: tuple, kwargs: dict) -> Any:
+def run_tracked(native_forward: Callable, model: nn.Module, track: TokenTrack, args: tuple, kwargs: dict) -> Any:
+    """Runs a forward whose blocks find the track, by keyword or where `accel_ambient` says so past it."""
     if not model.accel_ambient:
         return native_forward(model, *args, accel_track=track, **kwargs)
     token = ambient_track.set(track)
@@ -211,7 +216,7 @@ def wanted_hidden_states(model: nn.Module, arguments: dict[str, Any]) -> bool | 
 
 def hidden_state_indices(model: nn.Module, requested: bool | int | Collection[int]) -> Collection[int]:
     """Transformers' forms of `output_hidden_states` as indices; negative ones count from the end."""
-    count = model.config.num_hidden_layers + 1
+    count = model.accel_depth() + 1
     if isinstance(requested, bool):
         return range(count) if requested else ()
     selected = [requested] if isinstance(requested, int) else requested

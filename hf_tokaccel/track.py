@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers.utils.output_capturing import CompileableContextVar
 
 from .configuration import TokenClusteringConfig
-from .functional import TokenClusters, cluster_tokens, plan_reconstruction, reconstruct_tokens
+from .functional import ReconstructionPlan, TokenClusters, cluster_tokens, plan_reconstruction, reconstruct_tokens
 from .layout import TokenLayout
 
 
@@ -23,6 +23,7 @@ class ClusterObservation:
     cluster_grid: tuple[int, int]
     keys: Tensor
     clusters: TokenClusters
+    layout: TokenLayout
 
     def labels(self) -> Tensor:
         """(B, H, W) index of the nearest cluster of each token, row-major over the cluster grid.
@@ -31,6 +32,10 @@ class ClusterObservation:
         """
         plan = plan_reconstruction(self.keys, self.clusters.key_centroids, expansion="nearest")
         return plan.indices[..., 0].reshape(-1, *self.grid)
+
+    def image_labels(self) -> Tensor:
+        """(B, H, W) like `labels`, but over all windows of an image, whose clusters are numbered on."""
+        return self.layout.assemble(self.labels())
 
 
 _observations: ContextVar[list[ClusterObservation] | None] = ContextVar("tokaccel_observations", default=None)
@@ -122,9 +127,14 @@ class TokenTrack:
         if not self.clustered:
             return states
         kept, refined = self.layout.split(states, self.accel.cluster_grid)
-        return self.layout.join(kept, reconstruct_tokens(refined, self.plan_for(refined)), self.layout.grid)
+        return self.layout.join(kept, self.rebuild(refined), self.layout.grid)
 
-    def plan_for(self, refined: Tensor):
+    def rebuild(self, refined: Tensor) -> Tensor:
+        """(B', N, C') from what became of the clusters, (B', M, C')."""
+        folded = self._fold(refined)
+        return self._unfold(reconstruct_tokens(folded, self._plan_for(folded)))
+
+    def _plan_for(self, refined: Tensor) -> ReconstructionPlan:
         """The one plan of this pass, built when it is first needed, on the device where it is needed."""
         if self._plan is None:
             accel, keyed = self.accel, self._keys is not None
@@ -157,9 +167,13 @@ class TokenTrack:
     def _cluster(self, states: Tensor, norm: nn.Module | None) -> Tensor:
         accel, layout = self.accel, self.layout
         kept, tokens = layout.split(states, layout.grid)
-        self._tokens = tokens
-        self._keys = norm(tokens) if accel.similarity_on == "normalized" else None
-        averaged, keys = tokens, self._keys
+        keys = norm(tokens) if accel.similarity_on == "normalized" else None
+        if accel.shared_frames > 1:
+            accel.check_frames(layout.frames(len(tokens)))
+            keys = self._fold(tokens if keys is None else keys).unflatten(2, (accel.shared_frames, -1)).mean(2)
+        tokens = self._fold(tokens)
+        self._tokens, self._keys = tokens, keys
+        averaged = tokens
         if self.positions is not None:
             # Averaged along with the tokens, compared never. Half precision would round them.
             averaged = torch.cat((tokens.float(), self.positions.expand(len(tokens), -1, -1)), dim=2)
@@ -178,10 +192,28 @@ class TokenTrack:
                 [tokens.shape[2], self.positions.shape[1]], dim=2
             )
             clusters = clusters._replace(centroids=centroids.to(tokens.dtype))
+            self.cluster_positions = self._unfold(self.cluster_positions.repeat(1, 1, accel.shared_frames))
         self._clusters = clusters
         self.clustered = True
         self._observe()
-        return layout.join(kept, clusters.centroids, accel.cluster_grid)
+        return layout.join(kept, self._unfold(clusters.centroids), accel.cluster_grid)
+
+    def _fold(self, tokens: Tensor) -> Tensor:
+        """(B', N, C) with the channels of the frames that share a plan side by side: (B' / T, N, T * C)."""
+        count = self.accel.shared_frames
+        if count == 1:
+            return tokens
+        # The grids of a frame, its windows, lie next to each other.
+        clips = tokens.unflatten(0, (-1, count, self.layout.parts))
+        return clips.permute(0, 2, 3, 1, 4).flatten(3).flatten(0, 1)
+
+    def _unfold(self, tokens: Tensor) -> Tensor:
+        """The inverse of `_fold`."""
+        count = self.accel.shared_frames
+        if count == 1:
+            return tokens
+        clips = tokens.unflatten(0, (-1, self.layout.parts)).unflatten(3, (count, -1))
+        return clips.permute(0, 3, 1, 2, 4).flatten(0, 2)
 
     def _observe(self) -> None:
         if torch.compiler.is_compiling():
@@ -189,7 +221,9 @@ class TokenTrack:
         seen = _observations.get()
         if seen is not None:
             keys = self._tokens if self._keys is None else self._keys
-            seen.append(ClusterObservation(self.layout.grid, self.accel.cluster_grid, keys, self._clusters))
+            seen.append(
+                ClusterObservation(self.layout.grid, self.accel.cluster_grid, keys, self._clusters, self.layout)
+            )
 
     def _record(self, index: int, states: Tensor) -> None:
         if self.wanted:

@@ -43,7 +43,7 @@ for remote in (True, False):  # the first load runs the shim only
     assert type(model).__module__.startswith("hf_tokaccel."), type(model)
     with torch.no_grad():
         output = model(images)
-    torch.save([t for t in output.to_tuple() if isinstance(t, torch.Tensor)], f"{folder}/output_{remote}.pt")
+    torch.save([value for value in output.to_tuple() if value is not None], f"{folder}/output_{remote}.pt")
     model.save_pretrained(folder + "/again")
     model = cls.from_pretrained(folder + "/again", **({"trust_remote_code": True} if remote else {})).eval()
     with torch.no_grad():
@@ -73,8 +73,10 @@ class FamilyTester:
         tolerance: between different orders of float32 arithmetic, relative to the largest output.
         single_graph: whether the native model can be compiled and exported as one graph. Where it cannot, the tests
             show that, and that ours compiles in several.
-        secondary: whether another class of this family runs the same blocks; then compiling, exporting and fresh
-            processes, which take most of the time, are tested by `make test-slow` only.
+        unchanged_states: hidden states before the clusters; None where they are those of blocks.
+        secondary: whether another class, of this family or of one built alike, runs the same blocks by the same
+            wrappers; then compiling, exporting and fresh processes, which take most of the time, are tested by
+            `make test-slow` only.
     """
 
     native = None
@@ -91,6 +93,7 @@ class FamilyTester:
     accel = ACCEL
     tolerance = 1e-5
     single_graph = True
+    unchanged_states = None
     secondary = False
 
     def config(self):
@@ -120,6 +123,10 @@ class FamilyTester:
         with torch.no_grad():
             output = model(images, **kwargs)
         return flatten(output.to_tuple() if hasattr(output, "to_tuple") else output)
+
+    def run_batch(self, model, images):
+        """The tensors of the output whose first dimension is the batch."""
+        return self.run(model, images)
 
     def assert_close(self, actual, expected, tolerance=None):
         assert len(actual) == len(expected)
@@ -162,13 +169,37 @@ class FamilyTester:
         assert all(a.isfinite().all() for a in actual)
         self.assert_differs(actual, native, 1e-4)
 
+    # frames of a clip that share a plan
+
+    def test_equal_frames_that_share_a_plan_are_as_if_they_did_not(self, model, fast):
+        if self.slices > 1:
+            pytest.skip("the slices of one video differ")
+        shared = ta.accelerate(model, {**self.accel, "shared_frames": 2})
+        clips = self.images(2)[[0, 0, 1, 1]]
+        self.assert_close(self.run(shared, clips), self.run(fast, clips))
+
+    def test_frames_that_share_a_plan_do_so_within_their_clip_only(self, model, fast):
+        count = max(self.slices, 2)
+        shared = ta.accelerate(model, {**self.accel, "shared_frames": count})
+        images = self.images(2 if self.slices > 1 else 4)
+        clips = images[:, None] if self.slices > 1 else images.unflatten(0, (2, 2))
+        together = self.run_batch(shared, images)
+        singles = [self.run_batch(shared, clip) for clip in clips]
+        self.assert_close([torch.cat(parts) for parts in zip(*singles, strict=True)], together)
+        self.assert_differs(together, self.run_batch(fast, images), 1e-4)
+
+    def test_frames_that_do_not_fill_clips_are_refused(self, model):
+        shared = ta.accelerate(model, {**self.accel, "shared_frames": 5})
+        with pytest.raises(ValueError, match=r"shared_frames=5 is not valid.*frames of this batch.*for example"):
+            self.run(shared, self.images(2))
+
     # 4: no hidden state
 
     def test_batch_equals_singles_and_history_does_not_matter(self, fast):
         images = self.images(3)
-        together = self.run(fast, images)
+        together = self.run_batch(fast, images)
         self.run(fast, self.images(2, seed=5))
-        singles = [self.run(fast, image[None]) for image in images]
+        singles = [self.run_batch(fast, image[None]) for image in images]
         self.assert_close([torch.cat(parts) for parts in zip(*singles, strict=True)], together)
 
     def test_consumes_no_random_numbers(self, fast):
@@ -269,6 +300,8 @@ class FamilyTester:
         native = ta.to_native(fast)
         assert type(native) is self.native
         assert [type(part) for part in native.modules()] == [type(part) for part in model.modules()]
+        assert not modules_of(native) & modules_of(model)
+        assert not modules_of(fast) & modules_of(model)
         native.set_attn_implementation("eager")
         assert fast.config._attn_implementation == model.config._attn_implementation
 
@@ -342,7 +375,8 @@ class FamilyTester:
         actual = fast(self.images(), output_hidden_states=True)
         assert list(actual.keys()) == list(expected.keys())
         assert [h.shape for h in actual.hidden_states] == [h.shape for h in expected.hidden_states]
-        for index in range(self.accel["cluster_after"] + 1):  # still at full resolution
+        unchanged = self.accel["cluster_after"] + 1 if self.unchanged_states is None else self.unchanged_states
+        for index in range(unchanged):  # still at full resolution
             assert torch.equal(actual.hidden_states[index], expected.hidden_states[index])
         self.assert_differs([actual.hidden_states[-1]], [expected.hidden_states[-1]])
         in_order = fast(self.images(), output_hidden_states=True, return_dict=False)
@@ -352,7 +386,7 @@ class FamilyTester:
         plain = self.run(fast, self.images())
         with torch.no_grad():
             output = fast(self.images(), output_hidden_states=True)
-        kept = flatten(tuple(value for key, value in output.items() if key != "hidden_states"))
+        kept = flatten(tuple(value for key, value in output.items() if not key.endswith("states")))
         self.assert_close(kept, plain)
 
     def test_attentions_inside_the_span_are_those_of_the_clusters(self, fast):
@@ -393,6 +427,7 @@ class FamilyTester:
             ({"reconstruct_after": 99}, "reconstruct_after=99"),
             ({"window": 4}, "window=4 .*window=5"),
             ({"neighbors": 0}, "neighbors=0 .*neighbors=20"),
+            ({"shared_frames": 0}, "shared_frames=0 .*shared_frames=4"),
             ({"cluster_gird": 4}, "unknown keys .*cluster_gird.*Allowed"),
             ({"cluster_grid": [0, 4]}, "cluster_grid"),
             ({"expansion": "sift"}, "expansion='sift' .*soft"),
@@ -428,10 +463,20 @@ def is_accelerated(part):
 
 
 def flatten(values):
-    """Tensors of nested tuples in order."""
+    """Tensors of nested tuples in order; sizes are left out."""
     if isinstance(values, torch.Tensor):
         return [values]
+    if isinstance(values, int):
+        return []
     return [tensor for value in values if value is not None for tensor in flatten(value)]
+
+
+def modules_of(model):
+    """Module objects, those in plain lists too."""
+    listed = (
+        item for part in model.modules() for value in vars(part).values() if isinstance(value, list) for item in value
+    )
+    return {id(part) for part in (*model.modules(), *listed) if isinstance(part, torch.nn.Module)}
 
 
 def keys_of(folder):

@@ -31,6 +31,7 @@ TEXT = torch.tensor([[1, 5, 6, 2], [1, 7, 2, 2]])
 
 
 class TestCLIPSegVisionModel(FamilyTester):
+    secondary = True
     native, auto = CLIPSegVisionModel, TokAccelCLIPSegVisionModel
     legacy_key = new_key = "encoder.layers.0.self_attn.q_proj.weight"  # a whole checkpoint prefixes it, see below
 

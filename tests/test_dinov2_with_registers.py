@@ -56,6 +56,7 @@ class TestDinov2WithRegistersForImageClassification(Dinov2WithRegistersTester):
 
 
 class TestDinov2WithRegistersBackbone(Dinov2WithRegistersTester):
+    secondary = True
     native, auto = Dinov2WithRegistersBackbone, TokAccelDinov2WithRegistersBackbone
     image_size, grid = (32, 48), (8, 12)
 

@@ -109,6 +109,7 @@ class TestDPTHybrid(DPTTester):
 
 
 class TestDPTOnDinov2(DPTTester):
+    secondary = True
     native, auto = DPTForDepthEstimation, AutoModelForDepthEstimation
     image_size, grid, other_size = (32, 48), (8, 12), (32, 64)
     legacy_key = "backbone.encoder.layer.0.attention.attention.query.weight"

@@ -11,7 +11,16 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import nn
-from transformers import DepthAnythingConfig, DPTConfig, GLPNConfig, SwinConfig, ZoeDepthConfig
+from transformers import (
+    DepthAnythingConfig,
+    DPTConfig,
+    GLPNConfig,
+    RfDetrConfig,
+    SamConfig,
+    SegformerConfig,
+    SwinConfig,
+    ZoeDepthConfig,
+)
 
 import hf_tokaccel as ta
 from hf_tokaccel.evaluation import (
@@ -223,8 +232,18 @@ def test_default_settings_fit_depth_and_grid():
     assert settings_to_show(settings) == settings[5:6]
     hybrid = default_settings(Host(DPTConfig(is_hybrid=True)), (384, 384), DepthTask)
     assert hybrid[0].cluster_after == 6
-    with pytest.raises(ValueError, match="--accel cluster_after"):
-        default_settings(Host(DPTConfig(backbone_config=SwinConfig(out_indices=[1, 2, 3, 4]))), (384, 384), DepthTask)
+    # Depths 2, 2, 6, 2 and windows of 7 x 7: the third stage.
+    swin = default_settings(
+        Host(DPTConfig(backbone_config=SwinConfig(out_indices=[1, 2, 3, 4]))), (384, 384), DepthTask
+    )
+    assert [(s.cluster_after, s.cluster_grid) for s in swin[::3]] == [(7, (5, 5)), (6, (5, 5)), (6, (4, 4))]
+    sam = default_settings(Host(SamConfig()), (1024, 1024), DepthTask)
+    assert [(s.cluster_after, s.cluster_grid) for s in sam[::3]] == [(6, (10, 10)), (4, (9, 9)), (3, (7, 7))]
+    # 4 x 4 windows of an image, 45 x 45 tokens of 14 pixels, so 11 x 11 tokens each.
+    rf_detr = default_settings(Host(RfDetrConfig()), (640, 640), DepthTask)
+    assert rf_detr[0].cluster_grid == (8, 8)
+    with pytest.raises(ValueError, match="'segformer' model; name one, for example --accel cluster_after"):
+        default_settings(Host(SegformerConfig()), (384, 384), DepthTask)
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ from hf_tokaccel.models.owlv2 import TokAccelOwlv2VisionModel
 
 
 class TestOwlv2VisionModel(FamilyTester):
+    secondary = True
     native, auto = Owlv2VisionModel, TokAccelOwlv2VisionModel
     legacy_key = new_key = "vision_model.encoder.layers.0.self_attn.q_proj.weight"
     other_size = None

@@ -36,6 +36,7 @@ TEXT = torch.tensor([[1, 5, 6, 2], [1, 7, 2, 2]])  # a query for each image
 
 
 class TestOwlViTVisionModel(FamilyTester):
+    secondary = True
     native, auto = OwlViTVisionModel, TokAccelOwlViTVisionModel
     legacy_key = new_key = "vision_model.encoder.layers.0.self_attn.q_proj.weight"
     other_size = None

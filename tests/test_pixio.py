@@ -43,6 +43,7 @@ class TestPixioModel(PixioTester):
 
 
 class TestPixioBackbone(PixioTester):
+    secondary = True
     native, auto = PixioBackbone, TokAccelPixioBackbone
     image_size, grid = (32, 48), (8, 12)
 

@@ -10,6 +10,7 @@ import hf_tokaccel as ta
 
 
 class TestPromptDepthAnything(FamilyTester):
+    secondary = True
     native, auto = PromptDepthAnythingForDepthEstimation, AutoModelForDepthEstimation
     image_size, grid = (32, 48), (8, 12)
     flop_ratio = 0.97

@@ -41,6 +41,7 @@ class TestViTModel(ViTTester):
 
 
 class TestViTForImageClassification(ViTTester):
+    secondary = True
     native, auto = ViTForImageClassification, AutoModelForImageClassification
 
     def test_nothing_is_reconstructed_for_the_class_token(self, fast, monkeypatch):

@@ -35,6 +35,7 @@ class ViTMSNTester(FamilyTester):
 
 
 class TestViTMSNModel(ViTMSNTester):
+    secondary = True
     native, auto = ViTMSNModel, AutoModel
 
 

@@ -50,7 +50,7 @@ def markdown(table: Table, checked: list[Checked]) -> str:
     """The whole section of a table; counts our model for every row."""
     lines, baseline = [], 0.0
     for line, dense in with_dense(checked):
-        count = flops(lambda row=line.row: table.model(row), line.row.size)
+        count = line.row.images * flops(lambda row=line.row: table.model(row), line.row.size)
         baseline = count if line is dense else baseline
         lines.append([*known_cells(line, dense), f"{count:.2f}", f"{count / baseline:.1%}"])
     return "\n\n".join(

@@ -26,6 +26,7 @@ class Row:
         published: billions, in the table's own unit.
         alpha: as the paper's table prints it; None for the baseline.
         accel: what this row sets of our configuration; None for the baseline.
+        images: of a clip, whose published value counts them all.
     """
 
     name: str
@@ -33,6 +34,7 @@ class Row:
     published: float
     alpha: int | None = None
     accel: dict[str, Any] | None = None
+    images: int = 1
 
 
 @dataclass(frozen=True)

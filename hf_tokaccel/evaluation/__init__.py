@@ -3,6 +3,7 @@
 from .depth import DEPTH_METRICS, DepthMetric, DepthProtocol, align, crop_mask, depth_errors, metrics_from_sums
 from .environment import describe_environment
 from .loop import Scores, evaluate_variants
+from .panoptic import PanopticMetric
 from .processes import make_accelerator
 from .report import Result, Row, to_markdown, to_table
 from .segmentation import SegmentationMetric, confusion_matrix, metrics_from_counts
@@ -14,6 +15,7 @@ __all__ = [
     "DEPTH_METRICS",
     "DepthMetric",
     "DepthProtocol",
+    "PanopticMetric",
     "Result",
     "Row",
     "Scores",

@@ -109,6 +109,7 @@ def compare(
         timings = time_interleaved(calls, device=accelerator.device, rounds=rounds, warmup=2, advance=advance)
     gflops = [count_gflops(partial(task.run, variant.with_eager()), pixel_values[:1]) for variant in variants]
     size = task.model_input(pixel_values).shape[-2:]
+    summaries = task.summarise(scores.sums, scores.kept)
     rows = [
         Row(
             name=entry.variant.name,
@@ -125,6 +126,6 @@ def compare(
             intervals=quality.intervals,
             classes=quality.classes,
         )
-        for entry, quality, cost, timing in zip(entries, task.summarise(scores.sums), gflops, timings, strict=True)
+        for entry, quality, cost, timing in zip(entries, summaries, gflops, timings, strict=True)
     ]
     return Comparison(rows, scores.skipped)

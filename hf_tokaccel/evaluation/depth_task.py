@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -104,7 +105,7 @@ class DepthTask(Task):
     def score(self, prediction: Tensor, item: dict) -> Tensor:
         return self.protocol.sums(prediction, item["depth"])
 
-    def summarise(self, sums: Tensor) -> list[Summary]:
+    def summarise(self, sums: Tensor, kept: Sequence[Mapping[int, Any]] = ()) -> list[Summary]:
         return [Summary(metrics_from_sums(row)) for row in sums.sum(1)]
 
     @torch.inference_mode()

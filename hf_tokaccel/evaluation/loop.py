@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -30,10 +31,12 @@ class Scores:
         sums: Sums of every variant and image in the order of the data set, float64 (variants, images, num_sums) on
             the CPU; zero where an image was skipped.
         skipped: Why, by the index of the skipped image.
+        kept: What `task.keep` gave for every variant, by the index of the image.
     """
 
     sums: Tensor
     skipped: dict[int, str]
+    kept: list[dict[int, Any]]
 
 
 class EncodedDataset(Dataset):
@@ -113,6 +116,7 @@ def evaluate_variants(
     loader = accelerator.prepare(loader)
     sums = torch.zeros(len(variants), len(samples), task.num_sums, dtype=torch.float64)
     errors: list[dict] = []
+    kept: list[tuple[int, int, Any]] = []
     with progress_bar(accelerator.is_main_process) as progress:
         bar = progress.add_task("evaluating", total=len(loader))
         for batch in loader:
@@ -122,19 +126,22 @@ def evaluate_variants(
                 batch = []
             for items in same_size(item for item in batch if "error" not in item):
                 pixel_values = torch.stack([item["pixel_values"] for item in items])
-                for row, variant in zip(sums, variants, strict=True):
+                for number, (row, variant) in enumerate(zip(sums, variants, strict=True)):
                     predictions = task.decode(task.run(variant, pixel_values), items)
                     for prediction, item in zip(predictions, items, strict=True):
                         row[item["index"]] = task.score(prediction, item).cpu()
+                        if (record := task.keep(prediction, item)) is not None:
+                            kept.append((number, item["index"], record))
             progress.advance(bar)
     if accelerator.num_processes > 1:
         # Every image belongs to one process and is zero on the others, so this sum rounds nothing.
         sums = accelerator.reduce(sums.to(accelerator.device), reduction="sum").cpu()
-        errors = gather_object(errors)
+        errors, kept = gather_object(errors), gather_object(kept)
     skipped = _check_errors(errors, len(samples), skip_bad)
     if sums[0, :, -1].sum() == 0:
         raise ValueError(f"none of the {len(samples)} images has a valid label; {task.no_label_hint}")
-    return Scores(sums, skipped)
+    kept.sort(key=lambda entry: entry[:2])
+    return Scores(sums, skipped, [{i: record for v, i, record in kept if v == n} for n in range(len(variants))])
 
 
 def _check_errors(errors: Sequence[dict], count: int, skip_bad: bool) -> dict[int, str]:

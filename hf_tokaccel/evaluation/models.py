@@ -73,7 +73,8 @@ def load_model(name: str | Path, kind: ModelKind, *, dtype: str = "float32", dev
         )
     accel = stored_accel(config)
     dense = model if accel is None else ta.to_native(model)
-    return dense.eval().to(device), accel, processor
+    # Nothing is trained; and the counter of FLOPs fails on parameters with gradients that modules hand on.
+    return dense.eval().requires_grad_(False).to(device), accel, processor
 
 
 def stored_accel(config) -> dict | None:
@@ -90,6 +91,12 @@ def patch_size(config) -> int:
     backbone = getattr(config, "backbone_config", None)
     size = getattr(backbone, "patch_size", None) or getattr(config, "patch_size", None) or 1
     return int(max(size)) if isinstance(size, (list, tuple)) else int(size)
+
+
+def input_step(config) -> int:
+    """What the sides of a model's input must be multiples of: a patch, or as many as there are windows a side."""
+    backbone = getattr(config, "backbone_config", None) or config
+    return patch_size(config) * (getattr(backbone, "num_windows", None) or 1)
 
 
 def input_size(processor, default: int = 384) -> tuple[int, int]:

@@ -81,7 +81,7 @@ class Result:
     """A whole comparison, enough to repeat it and to fill a model card.
 
     Attributes:
-        task: Pipeline tag of the Hub, such as `"depth-estimation"`.
+        task: What is measured, such as `"depth-estimation"`; it decides the columns.
         model: Hub id or folder.
         dataset: Data set and split.
         num_images: Images that were scored.
@@ -175,6 +175,14 @@ class Column:
         return cells
 
 
+def _precisions(kind: str) -> tuple[Column, ...]:
+    """What COCO's evaluation says of boxes or masks, in percent."""
+    headings = {"ap": f"{kind} AP ↑", "ap50": "AP50 ↑", "ap75": "AP75 ↑", "kept": "kept % ↑"}
+    sizes = {"ap_small": "small ↑", "ap_medium": "medium ↑", "ap_large": "large ↑"}
+    keys = {key if key == "kept" else f"{kind}_{key}": heading for key, heading in (headings | sizes).items()}
+    return tuple(Column(key, heading, "{:.1f}", factor=100) for key, heading in keys.items())
+
+
 COLUMNS = {
     "depth-estimation": (
         Column("abs_rel", "AbsRel ↓", higher_is_better=False),
@@ -190,6 +198,26 @@ COLUMNS = {
         Column("mean_accuracy", "mAcc ↑"),
         Column("pixel_accuracy", "aAcc ↑"),
     ),
+    "panoptic-segmentation": (
+        Column("pq", "PQ ↑", interval_format="{:.3f}"),
+        Column("kept", "kept % ↑", "{:.1f}", "{:.1f}", factor=100),
+        Column("sq", "SQ ↑"),
+        Column("rq", "RQ ↑"),
+        Column("pq_things", "PQ things ↑"),
+        Column("pq_stuff", "PQ stuff ↑"),
+    ),
+    "object-detection": _precisions("box"),
+    "instance-segmentation": (*_precisions("mask"), Column("box_ap", "box AP ↑", "{:.1f}", factor=100)),
+    "mask-generation": (
+        Column("miou", "mIoU ↑", interval_format="{:.3f}"),
+        Column("chosen_miou", "own choice ↑"),
+        Column("over_90", "IoU > 0.9 ↑", "{:.1f} %", factor=100),
+    ),
+}
+CLASS_METRICS = {  # IoU elsewhere
+    "object-detection": "Box AP",
+    "instance-segmentation": "Mask AP",
+    "panoptic-segmentation": "PQ",
 }
 _COST_HEADINGS = ("images/s ↑", "speed", "GFLOPs ↓", "of dense")
 
@@ -243,7 +271,12 @@ def to_class_table(result: Result, limit: int = 20) -> Table:
     which = (
         "" if len(names) == len(loss) else f", the {limit} of {len(loss)} classes that lose most in the last column"
     )
-    table = Table(title=f"IoU per class{which}", box=SIMPLE_HEAD, title_justify="left", padding=(0, 1))
+    table = Table(
+        title=f"{CLASS_METRICS.get(result.task, 'IoU')} per class{which}",
+        box=SIMPLE_HEAD,
+        title_justify="left",
+        padding=(0, 1),
+    )
     table.add_column("class")
     for row in shown:
         # The first group shares its grid and schedule, which its rows in the table above name.

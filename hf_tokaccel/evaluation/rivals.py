@@ -9,12 +9,15 @@ from dataclasses import dataclass, fields, replace
 from torch import Tensor, nn
 
 import hf_tokaccel as ta
+from hf_tokaccel.configs import family_of
 
-from .models import patch_size, stored_accel
+from .models import input_step, stored_accel
 from .speed import count_gflops
 from .task import Task, Variant
 
 _PLAIN = ta.TokenClusteringConfig(cluster_after=0, cluster_grid=(1, 1))
+# What an open field resolves to is not news in a name.
+_RESOLVED = {"mask_shift": "corrected"}
 
 
 @dataclass(frozen=True)
@@ -82,7 +85,7 @@ def _parse_value(text: str):
 def default_settings(
     model: nn.Module, image_size: tuple[int, int], task: Task | type[Task]
 ) -> list[ta.TokenClusteringConfig]:
-    """The settings that a task compares by default, for a model with a plain vision transformer.
+    """The settings that a task compares by default, for a model with a vision transformer, plain or with windows.
 
     Args:
         model: Dense model.
@@ -90,29 +93,46 @@ def default_settings(
         task: Says which shares of layers and grid, from careful to bold, and which variations of each.
 
     Raises:
-        ValueError: The layers cannot be counted, as with windowed or convolutional backbones.
+        ValueError: The model cannot be accelerated.
     """
-    # DPT-hybrid's backbone is the convolutional stem; its transformer layers are in DPT itself.
-    hybrid = getattr(model.config, "is_hybrid", False)
-    config = model.config if hybrid else getattr(model.config, "backbone_config", None) or model.config
-    layers, patch = getattr(config, "num_hidden_layers", None), patch_size(model.config)
-    if hasattr(config, "depths") or not layers or patch == 1:
+    try:
+        accelerated = ta.accelerate_config(model.config, None)
+        host = accelerated.accel_host()
+    except ValueError as error:
         raise ValueError(
-            f"no default settings are known for a {config.model_type!r} backbone; name one, for example "
-            "--accel cluster_after=4,cluster_grid=12x12, or --accel none for the dense model alone"
-        )
-    tokens = [side // patch for side in image_size]
+            f"no default settings are known for this {model.config.model_type!r} model; name one, for example --accel "
+            f"cluster_after=4,cluster_grid=12x12, or --accel none for the dense model alone ({error})"
+        ) from error
+    first, layers, tokens, largest = _clustered_part(host, image_size)
     # Only some decoders run on clusters, so that they could also not do so.
-    decodes = getattr(ta.accelerate_config(model.config, None), "accel_decodes_clusters", False)
+    decodes = accelerated.accel_decodes_clusters
     variations = [variation for variation in task.variations if decodes or "decode_clusters" not in variation]
     settings = []
     for layer_share, grid_share in task.shares:
-        grid = tuple(max(round(n * grid_share), 1) for n in tokens)
-        after = max(round(layers * layer_share), 1)
+        grid = tuple(min(max(round(n * grid_share), 1), most) for n, most in zip(tokens, largest, strict=True))
+        after = first + min(max(round(layers * layer_share), 1), layers - 1)
         settings += [
             ta.TokenClusteringConfig(cluster_after=after, cluster_grid=grid, **variation) for variation in variations
         ]
     return settings
+
+
+Grid = tuple[int, int]
+
+
+def _clustered_part(host, image_size: tuple[int, int]) -> tuple[int, int, Grid, Grid]:
+    """Part of a transformer that is clustered: layers before it, its layers, tokens clustered together, most clusters.
+
+    It is the longest stage, or the whole transformer where there are no stages.
+    """
+    family = family_of(host)
+    if hasattr(family, "accel_stage_windows"):
+        depths, windows = list(host.depths), family.accel_stage_windows(host)
+        longest = depths.index(max(depths))
+        side = windows[longest]
+        return sum(depths[:longest]), depths[longest], (side, side), (side - 1, side - 1)
+    tokens = family.accel_grid(host, image_size)
+    return 0, host.num_hidden_layers, tokens, tokens
 
 
 def settings_to_show(settings: Sequence[ta.TokenClusteringConfig]) -> list[ta.TokenClusteringConfig]:
@@ -134,7 +154,9 @@ def setting_name(setting: ta.TokenClusteringConfig) -> str:
     if setting.decode_clusters or setting.expansion == "delta" or setting.reconstruct_after is not None:
         said.add("decode_clusters")  # It is what follows from the rest of the setting.
     names = [f.name for f in fields(setting) if f.name not in said]
-    changed = [f"{name}={getattr(setting, name)}" for name in names if getattr(setting, name) != getattr(_PLAIN, name)]
+    values = {name: getattr(setting, name) for name in names}
+    plain = {name: (getattr(_PLAIN, name), _RESOLVED.get(name)) for name in names}
+    changed = [f"{name}={value}" for name, value in values.items() if value not in plain[name]]
     return ", ".join([group_name(setting), setting.expansion, *changed])
 
 
@@ -190,7 +212,7 @@ def lower_resolution(model: nn.Module, pixel_values: Tensor, accelerated: Varian
         ValueError: There is none below the full size, or the model accepts no other size (some raise RuntimeError).
     """
     target = count_gflops(accelerated, pixel_values)
-    variant = Variant("", model, matching_scale(model, pixel_values, target), patch_size(model.config))
+    variant = Variant("", model, matching_scale(model, pixel_values, target), input_step(model.config))
     if variant.scale == 1:
         raise ValueError(f"its {target:.2f} GFLOPs are nearest to those of the full resolution")
     height, width = variant.size(*pixel_values.shape[-2:])
@@ -199,7 +221,7 @@ def lower_resolution(model: nn.Module, pixel_values: Tensor, accelerated: Varian
 
 def matching_scale(model: nn.Module, pixel_values: Tensor, gflops: float) -> float:
     """Scale of the input, a whole number of patches, at which a dense model costs closest to `gflops` per image."""
-    multiple = patch_size(model.config)
+    multiple = input_step(model.config)
     steps = min(pixel_values.shape[-2:]) // multiple
     cost = {steps: count_gflops(Variant("", model), pixel_values)}
 

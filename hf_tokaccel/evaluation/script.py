@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -52,7 +52,9 @@ class Loaded:
 Load = Callable[[argparse.Namespace, torch.device], Loaded]
 
 
-def common_parser(description: str, *, what: str, datasets: str, output: str) -> argparse.ArgumentParser:
+def common_parser(
+    description: str, *, what: str, datasets: str, output: str, without: Sequence[str] = ()
+) -> argparse.ArgumentParser:
     """Options that all scripts have.
 
     Args:
@@ -60,13 +62,16 @@ def common_parser(description: str, *, what: str, datasets: str, output: str) ->
         what: Kind of model.
         datasets: What may stand after `--dataset`.
         output: Default folder for results.
+        without: Options of data sets that mean nothing here: `--split`, `--image-column`.
     """
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--model", help=f"Hub id or folder of a {what} model (default: the reference model of this package)")
     add("--dataset", default="scenes", help=datasets)
-    add("--split", help="of the data set (default: the one that is scored, or test)")
-    add("--image-column", default="image", help="of a `datasets` table")
+    if "--split" not in without:
+        add("--split", help="of the data set (default: the one that is scored, or test)")
+    if "--image-column" not in without:
+        add("--image-column", default="image", help="of a `datasets` table")
     add("--limit", type=int, help="number of images at most (default: all, or 200 scenes)")
     add("--skip-bad", action="store_true", help="leave out image files that cannot be read, and say so")
     add("--accel", action="append", metavar="SETTING", help="JSON or key=value,...; repeatable; none: only dense")

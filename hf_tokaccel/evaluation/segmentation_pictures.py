@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
+from torch import Tensor
 
 from .pictures import Panel, empty_grid, show_clusters
 from .segmentation import IGNORED
@@ -121,32 +122,47 @@ def _legend(figure: Figure, axes: Sequence, handles: list[Patch], columns: int) 
     place.legend(handles=handles, ncols=columns, borderaxespad=0.6, borderpad=0, **_LEGEND)
 
 
+def show_classes(axis, classes: Tensor, colours: dict, image: np.ndarray) -> None:
+    axis.imshow(paint(classes.numpy(), colours, image), interpolation="nearest")
+
+
 def draw_segmentation(
-    panels: Sequence[Panel], path: str | Path, class_names: Sequence[str], *, heading: str = ""
+    panels: Sequence[Panel],
+    path: str | Path,
+    class_names: Sequence[str],
+    *,
+    heading: str = "",
+    as_classes: Callable[[Panel], Panel] = lambda panel: panel,
+    comparable: Callable[[Panel], Panel] = lambda panel: panel,
+    show: Callable = show_classes,
 ) -> Path:
     """Image, truth if it is known, both predictions, where they differ, and the clusters.
 
     Args:
-        panels: Lines of the figure; maps hold classes (H, W), `IGNORED` where unknown.
+        panels: Lines of the figure; maps hold classes (H, W), `IGNORED` where unknown, unless told otherwise.
         path: PNG file to write.
         class_names: Of all classes.
         heading: Line over the figure.
+        as_classes: From a panel to one whose maps hold classes.
+        comparable: From a panel to one whose maps are equal where they agree.
+        show: Draws a map, given axis, map, colour by class, and image.
     """
     known = panels[0].truth is not None
     titles = ["image", *(["truth"] if known else []), "dense", "accelerated", "disagreement", "clusters"]
-    classes, colours = _class_handles(panels, class_names)
-    kinds = _difference_handles(panels)
+    classes, colours = _class_handles([as_classes(panel) for panel in panels], class_names)
+    compared = [comparable(panel) for panel in panels]
+    kinds = _difference_handles(compared)
     maps = len(titles) - 2
     longest = max(len(handle.get_label()) for handle in classes)
     columns = max(1, int(maps * 1.75 / (0.33 + 0.062 * longest)))
     lines = max(-(-len(classes) // columns), len(kinds))
     figure, axes = empty_grid(panels, titles, heading, foot=0.16 + _LINE * lines)
-    for line, panel in zip(axes, panels, strict=True):
+    for line, panel, pair in zip(axes, panels, compared, strict=True):
         line[0].imshow(panel.image)
         shown = [panel.truth] * known + [panel.dense, panel.accelerated]
         for axis, values in zip(line[1:], shown, strict=False):
-            axis.imshow(paint(values.numpy(), colours, panel.image), interpolation="nearest")
-        _show_differences(line[-2], panel)
+            show(axis, values, colours, panel.image)
+        _show_differences(line[-2], pair)
         show_clusters(line[-1], panel)
     _legend(figure, axes[-1, :maps], classes, columns)
     _legend(figure, axes[-1, maps:], kinds, 1)

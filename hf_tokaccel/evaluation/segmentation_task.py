@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -197,7 +198,7 @@ class SegmentationTask(Task):
     def score(self, prediction: Tensor, item: dict) -> Tensor:
         return image_sums(prediction, item["label"], self.num_classes)
 
-    def summarise(self, sums: Tensor) -> list[Summary]:
+    def summarise(self, sums: Tensor, kept: Sequence[Mapping[int, Any]] = ()) -> list[Summary]:
         counted = sums[:, sums[0, :, -1] > 0]
         totals = metrics_from_counts(counted.sum(1))
         drawn = metrics_from_counts(bootstrap(counted, self.protocol.resamples, self.protocol.seed))["miou"]

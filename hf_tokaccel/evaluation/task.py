@@ -85,11 +85,12 @@ class Task(ABC):
     """What the loop and the table must know about a dense-prediction task.
 
     Attributes:
-        name: Pipeline tag of the Hub.
+        name: Such as `"depth-estimation"`; a key of `report.COLUMNS`.
         label: Key of the truth in samples and encoded items.
         no_label_hint: Advice where no label has a valid pixel.
         num_sums: Numbers that `score` gives for an image.
-        shares: What is compared by default: shares of the layers before clustering and of the tokens' grid per side.
+        shares: What is compared by default: shares of the layers before clustering and of the tokens' grid per side;
+            with stages and windows those of the longest stage and of a window.
         variations: Fields of `TokenClusteringConfig`, each with every one of the shares.
     """
 
@@ -117,8 +118,17 @@ class Task(ABC):
         """Additive sums of one image, float64 (num_sums,); the last is 1, or 0 where the label has no valid pixel."""
 
     @abstractmethod
-    def summarise(self, sums: Tensor) -> list[Summary]:
-        """Quality of each variant from the sums of all images, (variants, images, num_sums); the first is dense."""
+    def summarise(self, sums: Tensor, kept: Sequence[Mapping[int, Any]] = ()) -> list[Summary]:
+        """Quality of each variant; the first is dense.
+
+        Args:
+            sums: Of all images, (variants, images, num_sums).
+            kept: What `keep` gave for every variant, by the index of the image in the data set.
+        """
+
+    def keep(self, prediction: Any, item: dict) -> Any:
+        """What a score needs of one image beside its sums, small and picklable; None where sums are enough."""
+        return None
 
     @abstractmethod
     def panel(self, dense: Variant, accelerated: Variant, sample: dict) -> Panel:

@@ -37,7 +37,8 @@ class TokAccelLwDetrViTBackbone(AcceleratedModel, LwDetrViTBackbone):
 
     def accel_layout(self, arguments: dict[str, Any]) -> TokenLayout:
         grid = image_grid(self, arguments["pixel_values"], self.config.num_windows_side)
-        return TokenLayout(grid, prefix=0, unit=TokAccelLwDetrViTConfig.accel_unit)
+        parts = self.config.num_windows_side**2
+        return TokenLayout(grid, prefix=0, unit=TokAccelLwDetrViTConfig.accel_unit, parts=parts)
 
 
 class TokAccelLwDetrConfig(AcceleratedConfig, LwDetrConfig):

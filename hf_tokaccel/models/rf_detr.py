@@ -49,7 +49,7 @@ class TokAccelRfDetrDinov2Backbone(AcceleratedModel, RfDetrDinov2Backbone):
 
     def accel_layout(self, arguments: dict[str, Any]) -> TokenLayout:
         grid = image_grid(self, arguments["pixel_values"], self.config.num_windows)
-        return TokenLayout(grid, unit=TokAccelRfDetrDinov2Config.accel_unit)
+        return TokenLayout(grid, unit=TokAccelRfDetrDinov2Config.accel_unit, parts=self.config.num_windows**2)
 
 
 class TokAccelRfDetrConfig(AcceleratedConfig, RfDetrConfig):

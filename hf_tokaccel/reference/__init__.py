@@ -2,14 +2,14 @@
 
 from pathlib import Path
 
-_MODELS = {"depth": "dpt-scenes", "segmentation": "segmenter-scenes"}
+_MODELS = {"depth": "dpt-scenes", "segmentation": "segmenter-scenes", "panoptic": "mask2former-scenes"}
 
 
 def reference_model_path(name: str) -> Path:
     """Return the folder of a reference model, to be passed to `from_pretrained`.
 
     Args:
-        name: "depth" or "segmentation", for the models trained on `hf_tokaccel.scenes`.
+        name: "depth", "segmentation" or "panoptic", for the models trained on `hf_tokaccel.scenes`.
 
     Raises:
         ValueError: If there is no reference model of that name, or this copy of the package lacks its folder.

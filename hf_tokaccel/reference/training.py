@@ -36,6 +36,7 @@ class Task:
         processor: Side in pixels to the image processor that is saved with the model.
         materials: Of the rendered scenes.
         finish: Changes the trained model before it is exported; checkpoints stay as they were.
+        adamw: Parts of names of matrices in blocks that AdamW trains even where Muon trains the others.
     """
 
     build: Callable[[argparse.Namespace], nn.Module]
@@ -44,6 +45,7 @@ class Task:
     processor: Callable[[int], Any]
     materials: str = "any"
     finish: Callable[[nn.Module, argparse.Namespace], None] = lambda model, args: None
+    adamw: tuple[str, ...] = ()
 
 
 def parser(description: str, stages: str, work: str, sizes: dict[str, int]) -> argparse.ArgumentParser:
@@ -158,10 +160,11 @@ class Run:
             first_step, first_scene = first_step + steps, stop
 
 
-def _optimizers(model: nn.Module, args: argparse.Namespace) -> list[torch.optim.Optimizer]:
+def _optimizers(model: nn.Module, args: argparse.Namespace, task: Task) -> list[torch.optim.Optimizer]:
     """AdamW for everything, or Muon (https://kellerjordan.github.io/posts/muon) for the matrices of the blocks."""
     parameters = dict(model.named_parameters())
     matrices = [k for k, v in parameters.items() if args.muon_lr and v.ndim == 2 and ".layers." in k]
+    matrices = [k for k in matrices if not any(part in k for part in task.adamw)]
     optimizers = []
     if matrices:
         blocks = [parameters.pop(k) for k in matrices]
@@ -180,7 +183,7 @@ def train(args: argparse.Namespace, task: Task) -> None:
         # With so few tokens, plain matrix products beat the fused kernel's backward pass on CPUs.
         model.set_attn_implementation("eager")
     accelerator.print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters, {run.total} steps")
-    model, *optimizers = accelerator.prepare(model, *_optimizers(model, args))
+    model, *optimizers = accelerator.prepare(model, *_optimizers(model, args, task))
     if args.resume:
         run.load()
     elif accelerator.is_main_process:

@@ -7,7 +7,6 @@ from typing import Any
 from torch import Tensor
 
 from ...configs import AcceleratedConfig
-from ...functional import reconstruct_tokens
 from ...layout import TokenLayout
 from ...modeling import AcceleratedModel, enter, record
 from ...registry import register_family
@@ -91,8 +90,8 @@ class TokAccelSegmenterForSemanticSegmentation(_AcceleratedSegmenter, SegmenterF
             return self.decode_head(tokens)
         if self.accel.decode_clusters:
             logits = self.decode_head(tokens)
-            return reconstruct_tokens(logits, accel_track.plan_for(logits))
-        return self.decode_head(reconstruct_tokens(tokens, accel_track.plan_for(tokens)))
+            return accel_track.rebuild(logits)
+        return self.decode_head(accel_track.rebuild(tokens))
 
 
 register_family(

@@ -1,0 +1,39 @@
+"""Mask2Former: universal segmentation (panoptic, instance, semantic) on a Swin backbone."""
+
+from transformers import (
+    AutoModelForImageSegmentation,
+    Mask2FormerConfig,
+    Mask2FormerForUniversalSegmentation,
+    Mask2FormerModel,
+)
+
+from ..configs import BackboneHeadConfig
+from ..modeling import AcceleratedModel
+from ..registry import register_family
+
+
+class TokAccelMask2FormerConfig(BackboneHeadConfig, Mask2FormerConfig):
+    """`Mask2FormerConfig` with `accel`, which applies to its backbone; L2 weights as released."""
+
+    model_type = "tokaccel_mask2former"
+
+
+class TokAccelMask2FormerModel(AcceleratedModel, Mask2FormerModel):
+    config: TokAccelMask2FormerConfig
+    accel_parts = ("pixel_level_module.encoder",)
+
+
+class TokAccelMask2FormerForUniversalSegmentation(AcceleratedModel, Mask2FormerForUniversalSegmentation):
+    config: TokAccelMask2FormerConfig
+    accel_parts = ("model.pixel_level_module.encoder",)
+
+
+register_family(
+    TokAccelMask2FormerConfig,
+    (TokAccelMask2FormerModel, TokAccelMask2FormerForUniversalSegmentation),
+    note="on Swin, as released",
+)
+# Where the image-segmentation pipeline looks for a folder whose class is not of Transformers.
+AutoModelForImageSegmentation.register(
+    TokAccelMask2FormerConfig, TokAccelMask2FormerForUniversalSegmentation, exist_ok=True
+)

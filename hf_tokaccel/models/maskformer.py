@@ -1,0 +1,42 @@
+"""MaskFormer: segmentation by masks, on its own kind of Swin or any other supported backbone."""
+
+from transformers import (
+    AutoModelForImageSegmentation,
+    MaskFormerConfig,
+    MaskFormerForInstanceSegmentation,
+    MaskFormerModel,
+)
+
+from ..configs import BackboneHeadConfig
+from ..modeling import AcceleratedModel
+from ..registry import register_family
+
+
+class TokAccelMaskFormerConfig(BackboneHeadConfig, MaskFormerConfig):
+    """`MaskFormerConfig` with `accel`, which applies to its backbone.
+
+    The host makes a `swin` backbone one of type `maskformer-swin`, which has other weight names.
+    """
+
+    model_type = "tokaccel_maskformer"
+
+
+class TokAccelMaskFormerModel(AcceleratedModel, MaskFormerModel):
+    config: TokAccelMaskFormerConfig
+    accel_parts = ("pixel_level_module.encoder",)
+
+
+class TokAccelMaskFormerForInstanceSegmentation(AcceleratedModel, MaskFormerForInstanceSegmentation):
+    config: TokAccelMaskFormerConfig
+    accel_parts = ("model.pixel_level_module.encoder",)
+
+
+register_family(
+    TokAccelMaskFormerConfig,
+    (TokAccelMaskFormerModel, TokAccelMaskFormerForInstanceSegmentation),
+    note="on its own kind of Swin",
+)
+# Where the image-segmentation pipeline looks for a folder whose class is not of Transformers.
+AutoModelForImageSegmentation.register(
+    TokAccelMaskFormerConfig, TokAccelMaskFormerForInstanceSegmentation, exist_ok=True
+)

@@ -1,0 +1,30 @@
+"""MM Grounding DINO: zero-shot object detection on a Swin backbone."""
+
+from transformers import MMGroundingDinoConfig, MMGroundingDinoForObjectDetection, MMGroundingDinoModel
+
+from ..configs import BackboneHeadConfig
+from ..modeling import AcceleratedModel
+from ..registry import register_family
+
+
+class TokAccelMMGroundingDinoConfig(BackboneHeadConfig, MMGroundingDinoConfig):
+    """`MMGroundingDinoConfig` with `accel`, which applies to its backbone."""
+
+    model_type = "tokaccel_mm-grounding-dino"
+
+
+class TokAccelMMGroundingDinoModel(AcceleratedModel, MMGroundingDinoModel):
+    config: TokAccelMMGroundingDinoConfig
+    accel_parts = ("backbone.conv_encoder.model",)
+
+
+class TokAccelMMGroundingDinoForObjectDetection(AcceleratedModel, MMGroundingDinoForObjectDetection):
+    config: TokAccelMMGroundingDinoConfig
+    accel_parts = ("model.backbone.conv_encoder.model",)
+
+
+register_family(
+    TokAccelMMGroundingDinoConfig,
+    (TokAccelMMGroundingDinoModel, TokAccelMMGroundingDinoForObjectDetection),
+    note="on Swin",
+)

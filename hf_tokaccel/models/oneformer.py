@@ -1,0 +1,39 @@
+"""OneFormer: one model for panoptic, instance and semantic segmentation, on a Swin backbone."""
+
+from transformers import (
+    AutoModelForImageSegmentation,
+    OneFormerConfig,
+    OneFormerForUniversalSegmentation,
+    OneFormerModel,
+)
+
+from ..configs import BackboneHeadConfig
+from ..modeling import AcceleratedModel
+from ..registry import register_family
+
+
+class TokAccelOneFormerConfig(BackboneHeadConfig, OneFormerConfig):
+    """`OneFormerConfig` with `accel`, which applies to its backbone."""
+
+    model_type = "tokaccel_oneformer"
+
+
+class TokAccelOneFormerModel(AcceleratedModel, OneFormerModel):
+    config: TokAccelOneFormerConfig
+    accel_parts = ("pixel_level_module.encoder",)
+
+
+class TokAccelOneFormerForUniversalSegmentation(AcceleratedModel, OneFormerForUniversalSegmentation):
+    config: TokAccelOneFormerConfig
+    accel_parts = ("model.pixel_level_module.encoder",)
+
+
+register_family(
+    TokAccelOneFormerConfig,
+    (TokAccelOneFormerModel, TokAccelOneFormerForUniversalSegmentation),
+    note="on Swin; DiNAT backbones are refused",
+)
+# Where the image-segmentation pipeline looks for a folder whose class is not of Transformers.
+AutoModelForImageSegmentation.register(
+    TokAccelOneFormerConfig, TokAccelOneFormerForUniversalSegmentation, exist_ok=True
+)

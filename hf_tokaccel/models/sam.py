@@ -1,0 +1,160 @@
+"""SAM: the vision encoder, alone and under prompt encoder and mask decoder, which stay native."""
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedConfig, SamConfig, SamModel, SamVisionConfig, SamVisionModel
+from transformers.models.sam.modeling_sam import SamVisionEncoder
+
+from ..configs import AcceleratedConfig
+from ..configuration import TokenClusteringConfig
+from ..graft import change
+from ..layout import TokenLayout, WindowLayout
+from ..modeling import AcceleratedModel, enter, image_grid, record
+from ..registry import register_family
+
+SLACK = 1  # pixels that a point may lie beyond the border: half precision rounds coordinates
+
+
+class WindowedVisionConfig(AcceleratedConfig):
+    """What the configurations of SAM's and SAM-HQ's vision encoders share."""
+
+    accel_fixed_image_size = True
+
+    @staticmethod
+    def accel_window(host: PreTrainedConfig) -> int:
+        # Without windows the whole map is one: images are square.
+        return host.window_size or host.image_size // host.patch_size
+
+
+class WindowedVisionEncoder(AcceleratedModel):
+    """What the vision encoders share: states (B, H, W, C), window blocks, and global blocks on the map of clusters."""
+
+    accel_layers = "layers"
+    accel_norm = "layer_norm1"
+    accel_ambient = True
+
+    def install_accel(self, accel: TokenClusteringConfig | None) -> None:
+        super().install_accel(accel)
+        if accel is None:
+            return
+        # The clusters of a window are a window; relative positions are resized by the host.
+        for layer in list(self.layers.children())[accel.cluster_after : accel.reconstruct_after]:
+            if layer.window_size > 0:
+                change(layer, window_size=accel.cluster_grid[0])
+
+    def accel_layout(self, arguments: dict[str, Any]) -> TokenLayout:
+        size, window = image_grid(self, arguments["pixel_values"]), WindowedVisionConfig.accel_window(self.config)
+        return WindowLayout(size, window, channels_last=True)
+
+
+class TokAccelSamVisionConfig(WindowedVisionConfig, SamVisionConfig):
+    """`SamVisionConfig` with `accel`; `cluster_grid` is the side of the clusters of one attention window.
+
+    As released, clusters of the zero padding take part. The neck is a convolution without bias before a LayerNorm, in
+    which the scale of the weights cancels.
+    """
+
+    model_type = "tokaccel_sam_vision_model"
+
+
+class TokAccelSamVisionEncoder(WindowedVisionEncoder, SamVisionEncoder):
+    forward = enter(record(SamVisionEncoder.forward))
+
+
+class TokAccelSamVisionModel(AcceleratedModel, SamVisionModel):
+    config: TokAccelSamVisionConfig
+    accel_parts = ("vision_encoder",)
+
+
+class TokAccelSamConfig(AcceleratedConfig, SamConfig):
+    """`SamConfig` with `accel`, which applies to its vision encoder."""
+
+    model_type = "tokaccel_sam"
+    accel_fixed_image_size = True
+
+    def accel_host(self) -> PreTrainedConfig:
+        return self.vision_config
+
+
+def prompted(native_forward: Callable) -> Callable:
+    """Wraps the forward that takes prompts: those outside the image, which native answers with noise, are errors."""
+    names = list(inspect.signature(native_forward).parameters)[1:]
+
+    @functools.wraps(native_forward)
+    def forward(self, *args, **kwargs):
+        # Values are unknown while compiling.
+        if self.accel is not None and not torch.compiler.is_compiling():
+            arguments = {**dict(zip(names, args, strict=False)), **kwargs}
+            sizes = arguments.get("reshaped_input_sizes")
+            if sizes is None:
+                sizes = torch.tensor([(self.config.prompt_encoder_config.image_size,) * 2])
+            check_points(arguments.get("input_points"), arguments.get("input_labels"), sizes)
+            check_boxes(arguments.get("input_boxes"), sizes)
+        return native_forward(self, *args, **kwargs)
+
+    return forward
+
+
+def check_points(points: Tensor | None, labels: Tensor | None, sizes: Tensor) -> None:
+    """Raises ValueError where a point prompt is not on its image.
+
+    Args:
+        points: (B, prompts, points, 2) x and y in pixels of the model's input.
+        labels: (B, prompts, points); those below 0 mark places to ignore.
+        sizes: (B or 1, 2) height and width of the images in the model's input.
+    """
+    if points is None or points.ndim != 4:
+        return  # the host says what is wrong
+    limits = sizes.to(points.device).flip(-1)[:, None, None]
+    outside = ((points < -SLACK) | (points > limits + SLACK)).any(-1)
+    if labels is not None:
+        outside &= labels >= 0
+    _refuse("input_points", "point (x, y)", "lie on its image", points, outside, limits)
+
+
+def check_boxes(boxes: Tensor | None, sizes: Tensor) -> None:
+    """Raises ValueError where a box prompt (B, boxes, 4) does not touch its image; boxes may reach beyond it."""
+    if boxes is None or boxes.ndim != 3:
+        return
+    limits = sizes.to(boxes.device).flip(-1)[:, None]
+    outside = ((boxes[..., 2:] < 0) | (boxes[..., :2] > limits)).any(-1)
+    _refuse("input_boxes", "box (x1, y1, x2, y2)", "touch its image", boxes, outside, limits)
+
+
+def _refuse(name: str, what: str, must: str, prompts: Tensor, outside: Tensor, limits: Tensor) -> None:
+    if not outside.any():
+        return
+    place = tuple(outside.nonzero()[0].tolist())
+    width, height = limits[place[0] if len(limits) > 1 else 0].flatten().tolist()
+    middle = (width / 2, height / 2) if prompts.shape[-1] == 2 else (0, 0, width, height)
+    raise ValueError(
+        f"{name}[{', '.join(map(str, place))}] is not valid: the {what} = {tuple(prompts[place].tolist())} must "
+        f"{must}, which has {height} x {width} (height x width) pixels as the model sees it, for example {middle}. "
+        "The processor scales prompts from the original image, so give it those in pixels of the original."
+    )
+
+
+class TokAccelSamModel(AcceleratedModel, SamModel):
+    """Prompt encoder and mask decoder read the embeddings of all tokens."""
+
+    config: TokAccelSamConfig
+    accel_parts = ("vision_encoder",)
+    forward = prompted(SamModel.forward)
+
+
+register_family(
+    TokAccelSamVisionConfig,
+    (TokAccelSamVisionModel,),
+    parts=(TokAccelSamVisionEncoder,),
+    note="the vision encoder alone; `cluster_grid` counts the clusters of one attention window",
+)
+register_family(
+    TokAccelSamConfig,
+    (TokAccelSamModel,),
+    note="its vision encoder; `cluster_grid` counts the clusters of one attention window",
+)

@@ -1,0 +1,158 @@
+"""SAM 2 on images: Hiera, of which one stage runs on clusters of its windows; neck and decoders stay native."""
+
+from dataclasses import replace
+from itertools import accumulate
+from typing import Any
+
+from transformers import (
+    PreTrainedConfig,
+    Sam2Config,
+    Sam2HieraDetConfig,
+    Sam2HieraDetModel,
+    Sam2Model,
+    Sam2VisionConfig,
+    Sam2VisionModel,
+)
+
+from ..configs import AcceleratedConfig
+from ..configuration import TokenClusteringConfig
+from ..graft import change
+from ..layout import TokenLayout, WindowLayout
+from ..modeling import AcceleratedModel, enter, image_grid, record
+from ..registry import register_family, unsupported
+from .sam import prompted
+
+
+class TokAccelSam2HieraDetConfig(AcceleratedConfig, Sam2HieraDetConfig):
+    """`Sam2HieraDetConfig` with `accel`; the span is inside of one stage, after the block that pools its tokens.
+
+    `cluster_after` counts the blocks of all stages, `cluster_grid` is the side of the clusters of one window of that
+    stage. Nothing was released for Hiera. The neck reads states without a LayerNorm, so reconstruction weights sum to
+    one by default. As released for SAM, clusters of the zero padding take part.
+    """
+
+    model_type = "tokaccel_sam2_hiera_det_model"
+    accel_normalization = "l1"
+
+    @staticmethod
+    def accel_window(host: PreTrainedConfig) -> int:
+        """The largest; `fit_accel` knows which stage is clustered, and checks the windows of that."""
+        return max(host.window_size_per_stage)
+
+    @classmethod
+    def fit_accel(cls, setting: TokenClusteringConfig, host: PreTrainedConfig) -> TokenClusteringConfig:
+        """See `AcceleratedConfig`; an open `reconstruct_after` becomes the end of the stage.
+
+        Raises:
+            ValueError: also when the span contains a block that pools tokens.
+        """
+        blocks = list(host.blocks_per_stage)
+        setting.check_depth(sum(blocks))
+        setting.check_no_mask_shift()
+        stage = stage_of(setting, host)
+        end, after, until = sum(blocks[: stage + 1]), setting.cluster_after, setting.reconstruct_after
+        where = f"stage {stage + 1} of blocks_per_stage={blocks}"
+        if stage > 0 and after == end - blocks[stage]:
+            longest = blocks.index(max(blocks))
+            raise ValueError(
+                f"cluster_after={after} is not valid: block {after} (0-based) pools the tokens for {where}, and "
+                f"clusters can only be made of pooled ones, for example cluster_after={sum(blocks[:longest]) + 1}."
+            )
+        if until is not None and until > end:
+            raise ValueError(
+                f"reconstruct_after={until} is not valid: it must be None or between {after + 1} and {end}, where "
+                f"{where} ends, for example reconstruct_after={end}."
+            )
+        setting.check_window_grid(host.window_size_per_stage[stage])
+        return replace(setting, reconstruct_after=until or end)
+
+
+def stage_of(setting: TokenClusteringConfig, host: PreTrainedConfig) -> int:
+    """The stage, 0-based, that a setting clusters."""
+    ends = accumulate(host.blocks_per_stage)
+    return next(index for index, end in enumerate(ends) if setting.cluster_after < end)
+
+
+class TokAccelSam2HieraDetModel(AcceleratedModel, Sam2HieraDetModel):
+    config: TokAccelSam2HieraDetConfig
+    accel_layers = "blocks"
+    accel_norm = "layer_norm1"
+    accel_ambient = True
+    forward = enter(record(Sam2HieraDetModel.forward))
+
+    def install_accel(self, accel: TokenClusteringConfig | None) -> None:
+        super().install_accel(accel)
+        if accel is None:
+            return
+        for block in list(self.blocks.children())[accel.cluster_after : accel.reconstruct_after]:
+            if block.window_size > 0:
+                change(block, window_size=accel.cluster_grid[0])
+
+    def accel_depth(self) -> int:
+        return len(self.blocks)
+
+    def accel_patch_size(self) -> tuple[int, int]:
+        # Position embeddings are those of a window of the first stage, repeated.
+        window = self.config.window_size_per_stage[0]
+        return tuple(stride * window for stride in self.config.patch_stride)
+
+    def accel_layout(self, arguments: dict[str, Any]) -> TokenLayout:
+        config = self.config
+        stage, windows = stage_of(self.accel, config), image_grid(self, arguments["pixel_values"])
+        pools = min(stage, config.num_query_pool_stages)
+        size = tuple(
+            count * config.window_size_per_stage[0] // stride**pools
+            for count, stride in zip(windows, config.query_stride, strict=True)
+        )
+        return WindowLayout(size, config.window_size_per_stage[stage], channels_last=True)
+
+
+def hiera(vision_config: PreTrainedConfig) -> PreTrainedConfig:
+    """The configuration of the backbone, which only Hiera's is supported of.
+
+    Raises:
+        ValueError: for any other.
+    """
+    backbone = vision_config.backbone_config
+    if not isinstance(backbone, Sam2HieraDetConfig):
+        raise unsupported(f"a SAM 2 with the backbone {backbone.model_type!r} instead of 'sam2_hiera_det_model'")
+    return backbone
+
+
+class TokAccelSam2VisionConfig(AcceleratedConfig, Sam2VisionConfig):
+    """`Sam2VisionConfig` with `accel`, which applies to its backbone."""
+
+    model_type = "tokaccel_sam2_vision_model"
+    accel_normalization = "l1"
+
+    def accel_host(self) -> PreTrainedConfig:
+        return hiera(self)
+
+
+class TokAccelSam2VisionModel(AcceleratedModel, Sam2VisionModel):
+    config: TokAccelSam2VisionConfig
+    accel_parts = ("backbone",)
+
+
+class TokAccelSam2Config(AcceleratedConfig, Sam2Config):
+    """`Sam2Config` with `accel`, which applies to the backbone of its vision encoder."""
+
+    model_type = "tokaccel_sam2"
+    accel_normalization = "l1"
+
+    def accel_host(self) -> PreTrainedConfig:
+        return hiera(self.vision_config)
+
+
+class TokAccelSam2Model(AcceleratedModel, Sam2Model):
+    """Its mask decoder reads features of several stages; those of the clustered one are reconstructed."""
+
+    config: TokAccelSam2Config
+    accel_parts = ("vision_encoder.backbone",)
+    forward = prompted(Sam2Model.forward)
+
+
+NOTE = "one stage of Hiera, images only; `cluster_grid` counts the clusters of one window of that stage"
+register_family(TokAccelSam2HieraDetConfig, (TokAccelSam2HieraDetModel,), note=NOTE)
+register_family(TokAccelSam2VisionConfig, (TokAccelSam2VisionModel,), note=NOTE)
+register_family(TokAccelSam2Config, (TokAccelSam2Model,), note=NOTE)

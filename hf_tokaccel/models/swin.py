@@ -1,0 +1,102 @@
+"""Swin: model, classification, masked image modeling, and the Backbone under Mask2Former and many others."""
+
+from torch import Tensor, nn
+from transformers import (
+    SwinBackbone,
+    SwinConfig,
+    SwinForImageClassification,
+    SwinForMaskedImageModeling,
+    SwinModel,
+)
+from transformers.models.swin.modeling_swin import SwinLayer, SwinRelativePositionBias, SwinStage
+
+from ..configuration import TokenClusteringConfig
+from ..graft import become
+from ..modeling import AcceleratedModel
+from ..registry import register_family
+from ..stages import (
+    AcceleratedStage,
+    Seen,
+    StagedConfig,
+    install_stage,
+    masked_by_setting,
+    relative_position_index,
+    resize_bias_table,
+    through_clusters,
+)
+
+
+class TokAccelSwinConfig(StagedConfig, SwinConfig):
+    """`SwinConfig` with `accel`; `cluster_after` counts blocks over all stages, `cluster_grid` is that of a window."""
+
+    model_type = "tokaccel_swin"
+
+
+class TokAccelSwinStage(AcceleratedStage, SwinStage):
+    forward = through_clusters(SwinStage.forward)
+
+
+class TokAccelSwinLayer(SwinLayer):
+    get_attn_mask = masked_by_setting(SwinLayer.get_attn_mask)
+
+
+class TokAccelSwinRelativePositionBias(SwinRelativePositionBias):
+    """Biases of a window of `side` x `side` clusters, from the host's table."""
+
+    side: int
+
+    def forward(self) -> Tensor:
+        table = self.relative_position_bias_table
+        seen = Seen(
+            self,
+            relative_position_bias_table=resize_bias_table(table, self.side),
+            relative_position_index=relative_position_index(self.side, table.device).flatten(),
+            window_area=self.side**2,
+        )
+        return SwinRelativePositionBias.forward(seen)
+
+
+def _shrink(block: nn.Module, side: int) -> None:
+    become(block.attention.relative_position_bias, TokAccelSwinRelativePositionBias, side=side)
+
+
+class TokAccelSwinModel(AcceleratedModel, SwinModel):
+    config: TokAccelSwinConfig
+    _no_split_modules = [*SwinModel._no_split_modules, "TokAccelSwinStage"]
+
+    def install_accel(self, accel: TokenClusteringConfig | None) -> None:
+        super().install_accel(accel)
+        if accel is not None:
+            install_stage(self.encoder.layers, accel, TokAccelSwinStage, TokAccelSwinLayer, _shrink)
+
+
+class TokAccelSwinForImageClassification(AcceleratedModel, SwinForImageClassification):
+    config: TokAccelSwinConfig
+    accel_parts = ("swin",)
+    _no_split_modules = TokAccelSwinModel._no_split_modules
+
+
+class TokAccelSwinForMaskedImageModeling(AcceleratedModel, SwinForMaskedImageModeling):
+    """Masked patches have the mask token, so the grid that is clustered stays whole."""
+
+    config: TokAccelSwinConfig
+    accel_parts = ("swin",)
+    _no_split_modules = TokAccelSwinModel._no_split_modules
+
+
+class TokAccelSwinBackbone(AcceleratedModel, SwinBackbone):
+    config: TokAccelSwinConfig
+    accel_parts = ("swin",)
+    _no_split_modules = TokAccelSwinModel._no_split_modules
+
+
+register_family(
+    TokAccelSwinConfig,
+    (
+        TokAccelSwinModel,
+        TokAccelSwinForImageClassification,
+        TokAccelSwinForMaskedImageModeling,
+        TokAccelSwinBackbone,
+    ),
+    note="clusters inside the windows of one stage; `cluster_grid` counts those of one window",
+)
