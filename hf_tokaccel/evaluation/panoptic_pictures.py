@@ -48,7 +48,7 @@ def comparable(panel: Panel) -> Panel:
 def show_segments(axis, codes: Tensor, colours: dict, image: np.ndarray) -> None:
     """Draws a map of segments, (H, W), with borders."""
     present = {
-        int(c): tuple(np.clip(np.array(colours[int(c) // STEP]) * _SHADES[int(c) % STEP % len(_SHADES)], 0, 1))
+        int(c): tuple(np.clip(np.array(colours[int(c) // STEP]) * _SHADES[(int(c) % STEP - 1) % len(_SHADES)], 0, 1))
         for c in codes.unique()
         if c != VOID
     }
