@@ -42,6 +42,7 @@ class Data2VecVisionTester(FamilyTester):
 
 
 class TestData2VecVisionModel(Data2VecVisionTester):
+    secondary = True
     native, auto = Data2VecVisionModel, AutoModel
     image_size, grid = (32, 48), (8, 12)
     reentrant = False

@@ -43,6 +43,7 @@ class DeiTTester(FamilyTester):
 
 
 class TestDeiTModel(DeiTTester):
+    secondary = True
     native, auto = DeiTModel, AutoModel
 
     def test_both_prefix_tokens_bypass_clustering(self, fast):

@@ -24,6 +24,7 @@ TINY = {
 
 
 class TestLwDetrViTBackbone(BatchWindowTester):
+    secondary = True
     native, auto = LwDetrViTBackbone, TokAccelLwDetrViTBackbone
     legacy_key = new_key = "encoder.layer.0.attention."
 

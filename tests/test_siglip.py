@@ -45,6 +45,7 @@ class SiglipVisionTester(FamilyTester):
 
 
 class TestSiglipVisionModel(SiglipVisionTester):
+    secondary = True
     native, auto = SiglipVisionModel, AutoModel
 
 

@@ -39,6 +39,7 @@ class VivitTester(FamilyTester):
 
 
 class TestVivitModel(VivitTester):
+    secondary = True
     native, auto = VivitModel, AutoModel
 
     def test_class_token_is_never_clustered(self, fast):
