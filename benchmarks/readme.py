@@ -14,6 +14,7 @@ from PIL import Image
 import hf_tokaccel as ta
 from benchmarks.common import ROOT
 from benchmarks.method import ITERATIONS, NEIGHBORS, TARGETS
+from benchmarks.swin_stage import TARGET as STAGE_TARGET
 from hf_tokaccel.evaluation import Result, to_markdown
 
 EVALUATIONS = sorted((ROOT / "docs").glob("evaluate_*"))  # as examples/evaluate_*.py --output wrote them
@@ -42,7 +43,6 @@ def method_table() -> str:
         f"{kind} N^{entry['time_exponent']:.2f} in time and N^{entry['memory_exponent']:.2f} in memory"
         for kind, entry in result["scaling"]["kinds"].items()
     )
-    machine, versions = result["machine"], result["versions"]
     return "\n".join(
         [
             *(f"| {' | '.join(line)} |" for line in lines),
@@ -50,9 +50,36 @@ def method_table() -> str:
             f"1600 to 784 tokens of width 1024, {ITERATIONS} iterations, k = {NEIGHBORS}, float32, batch 1. Making "
             f"a plan costs that many times a reconstruction from a ready one: {again}. Growth from 1k to 64k tokens "
             f"at a fixed window (dense and global plan: to 16k): {growth}.",
-            f"{machine['processor']}, {machine['cores']} cores; torch {versions['torch']}, transformers "
-            f"{versions['transformers']}; commit {result['git']['commit'][:10]}; `{path.relative_to(ROOT)}`.",
+            _where(result, path),
         ]
+    )
+
+
+def swin_stage_table() -> str:
+    """What `python -m benchmarks.swin_stage` printed, newest CPU result."""
+    path = max((ROOT / "benchmarks" / "results").glob("swin_stage-cpu-*.json"))
+    result = json.loads(path.read_text())
+    headings = [
+        "setting of",
+        "dense stage, s",
+        "clustered stage, s",
+        "speed",
+        "clustering and reconstruction",
+        "target",
+    ]
+    lines = [headings, ["---", *["---:"] * (len(headings) - 1)]]
+    for name, row in result["rows"].items():
+        seconds = [f"{row['seconds'][kind]['median']:.2f}" for kind in ("dense stage", "clustered stage")]
+        speed, share = f"{row['speedup']['median']:.2f}x", f"{100 * row['share']['median']:.1f} % of the stage"
+        lines.append([name, *seconds, speed, share, f"{100 * STAGE_TARGET:.0f} %"])
+    return "\n".join([*(f"| {' | '.join(line)} |" for line in lines), "", _where(result, path)])
+
+
+def _where(result: dict, path: Path) -> str:
+    machine, versions = result["machine"], result["versions"]
+    return (
+        f"{machine['processor']}, {machine['cores']} cores; torch {versions['torch']}, transformers "
+        f"{versions['transformers']}; commit {result['git']['commit'][:10]}; `{path.relative_to(ROOT)}`."
     )
 
 
@@ -62,6 +89,7 @@ def tables() -> dict[str, str]:
         **{folder.name: to_markdown(Result.load(folder / "result.json")).strip() for folder in EVALUATIONS},
         "method": method_table(),
         "models": ta.support_table(),
+        "swin_stage": swin_stage_table(),
     }
 
 

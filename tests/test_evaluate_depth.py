@@ -1,11 +1,7 @@
 """`examples/evaluate_depth.py` from end to end on a tiny random model."""
 
-import importlib.util
 import json
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import datasets
@@ -13,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from scripts import load_main, run_one_and_two
 from transformers import (
     BeitConfig,
     DepthAnythingConfig,
@@ -70,10 +67,7 @@ def model_folder(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def main():
-    spec = importlib.util.spec_from_file_location("evaluate_depth", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.main
+    return load_main(SCRIPT)
 
 
 @pytest.fixture
@@ -292,22 +286,10 @@ def test_two_processes_give_the_same_metrics(main, model_folder, tmp_path):
     # Seven images in batches of two: neither the images nor the batches divide evenly.
     options = ["--model", str(model_folder), "--cpu", "--rounds", "1", "--limit", "7", "--batch-size", "2"]
     options += ["--accel", ACCEL, "--pictures", "0"]
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
-    command = [*launch, "--main_process_port", "0", str(SCRIPT), *options, "--output", str(tmp_path / "two")]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(SCRIPT.parents[1])}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        assert main([*options, "--output", str(tmp_path / "one")]) == 0
-    finally:
-        torch.set_num_threads(threads)
-    one, two = (Result.load(tmp_path / name / "result.json") for name in ("one", "two"))
-    assert (one.num_processes, two.num_processes) == (1, 2)
+    one, two, printed = run_one_and_two(main, SCRIPT, options, tmp_path)
     assert one.num_images == two.num_images == 7
     np.testing.assert_allclose(quality(two), quality(one), rtol=1e-6)
-    assert done.stdout.count("AbsRel") == 1  # only the first process reports
+    assert printed.count("AbsRel") == 1  # only the first process reports
 
 
 @pytest.mark.parametrize(

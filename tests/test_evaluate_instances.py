@@ -1,11 +1,7 @@
 """`examples/evaluate_instances.py` from end to end on tiny random models, and its parts."""
 
-import importlib.util
 import json
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +11,7 @@ import torch
 from PIL import Image
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
+from scripts import load_main, run_one_and_two
 from test_mask2former import BACKBONE
 from test_mask2former import TINY as MASK2FORMER
 from test_rf_detr import SMALL, TINY
@@ -76,10 +73,7 @@ def model_folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def main():
-    spec = importlib.util.spec_from_file_location("evaluate_instances", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.main
+    return load_main(SCRIPT)
 
 
 @pytest.fixture
@@ -275,25 +269,13 @@ def test_two_processes_give_exactly_the_same_metrics_and_skip_the_same_files(
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert re.search(r"1 of 5 images cannot be used: .*val2017/2.png cannot be read.*--skip-bad$", error)
     options += ["--skip-bad"]
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
-    command = [*launch, "--main_process_port", "0", str(SCRIPT), *options, "--output", str(tmp_path / "two")]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(SCRIPT.parents[1])}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=500)
-    assert done.returncode == 0, done.stderr
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        assert main([*options, "--output", str(tmp_path / "one")]) == 0
-    finally:
-        torch.set_num_threads(threads)
-    one, two = (Result.load(tmp_path / name / "result.json") for name in ("one", "two"))
-    assert (one.num_processes, two.num_processes) == (1, 2)
+    one, two, printed = run_one_and_two(main, SCRIPT, options, tmp_path)
     np.testing.assert_array_equal(quality(two), quality(one))
     assert [row.classes for row in two.rows] == [row.classes for row in one.rows]
     for result in (one, two):
         assert result.num_images == 4
         assert "val2017/2.png cannot be read" in result.skipped[0]
-    assert done.stdout.count("mask AP") == 1  # only the first process reports
+    assert printed.count("mask AP") == 1  # only the first process reports
 
 
 @pytest.mark.parametrize(

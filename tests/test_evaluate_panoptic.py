@@ -1,17 +1,14 @@
 """`examples/evaluate_panoptic.py` from end to end on a tiny random model."""
 
-import importlib.util
 import json
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from scripts import load_main, run_one_and_two
 from transformers import (
     EomtConfig,
     EomtForUniversalSegmentation,
@@ -77,10 +74,7 @@ def model_folder(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def main():
-    spec = importlib.util.spec_from_file_location("evaluate_panoptic", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.main
+    return load_main(SCRIPT)
 
 
 @pytest.fixture
@@ -177,14 +171,7 @@ def test_two_processes_give_exactly_the_same_metrics_and_skip_the_same_files(
     assert error.endswith("--skip-bad")
     assert not (tmp_path / "bad" / "result.json").exists()
     options += ["--skip-bad"]
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
-    command = [*launch, "--main_process_port", "0", str(SCRIPT), *options, "--output", str(tmp_path / "two")]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(SCRIPT.parents[1])}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    assert main([*options, "--output", str(tmp_path / "one")]) == 0
-    one, two = (Result.load(tmp_path / name / "result.json") for name in ("one", "two"))
-    assert (one.num_processes, two.num_processes) == (1, 2)
+    one, two, printed = run_one_and_two(main, SCRIPT, options, tmp_path)
     np.testing.assert_array_equal(quality(two), quality(one))
     assert one.num_images == two.num_images == 4
     assert len(one.skipped) == len(two.skipped) == 2
@@ -194,7 +181,7 @@ def test_two_processes_give_exactly_the_same_metrics_and_skip_the_same_files(
     assert 0 < fast.metrics["pq"] < dense.metrics["pq"]
     assert dense.metrics["pq_things"] > 0
     assert fast.metrics["kept"] == pytest.approx(fast.metrics["pq"] / dense.metrics["pq"])
-    assert done.stdout.count("PQ things") == 1  # only the first process reports
+    assert printed.count("PQ things") == 1  # only the first process reports
 
 
 def test_an_accelerated_folder_is_measured_at_its_own_setting(evaluate, tmp_path, model_folder):

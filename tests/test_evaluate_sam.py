@@ -1,6 +1,5 @@
 """`examples/evaluate_sam.py` from end to end on tiny random models."""
 
-import importlib.util
 import json
 import re
 from pathlib import Path
@@ -9,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from scripts import load_main
 from test_sam import TINY, awaken
 from test_sam_hq import TINY_HQ
 from transformers import (
@@ -69,10 +69,7 @@ def images(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def main():
-    spec = importlib.util.spec_from_file_location("evaluate_sam", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.main
+    return load_main(SCRIPT)
 
 
 @pytest.fixture

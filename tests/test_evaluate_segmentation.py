@@ -1,11 +1,7 @@
 """`examples/evaluate_segmentation.py` from end to end on a tiny random model."""
 
-import importlib.util
 import json
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import datasets
@@ -13,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from scripts import load_main, run_one_and_two
 from transformers import (
     DPTConfig,
     DPTForDepthEstimation,
@@ -59,10 +56,7 @@ def model_folder(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def main():
-    spec = importlib.util.spec_from_file_location("evaluate_segmentation", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.main
+    return load_main(SCRIPT)
 
 
 @pytest.fixture
@@ -161,19 +155,7 @@ def test_two_processes_give_exactly_the_same_metrics_and_skip_the_same_files(
     assert error.endswith("--skip-bad")
     assert not (tmp_path / "bad" / "result.json").exists()
     options += ["--skip-bad"]
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
-    command = [*launch, "--main_process_port", "0", str(SCRIPT), *options, "--output", str(tmp_path / "two")]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(SCRIPT.parents[1])}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        assert main([*options, "--output", str(tmp_path / "one")]) == 0
-    finally:
-        torch.set_num_threads(threads)
-    one, two = (Result.load(tmp_path / name / "result.json") for name in ("one", "two"))
-    assert (one.num_processes, two.num_processes) == (1, 2)
+    one, two, printed = run_one_and_two(main, SCRIPT, options, tmp_path)
     np.testing.assert_array_equal(quality(two), quality(one))
     assert one.protocol["windows"] == {"crop": 32, "stride": 24, "resizes": True}
     for result in (one, two):
@@ -184,7 +166,7 @@ def test_two_processes_give_exactly_the_same_metrics_and_skip_the_same_files(
         ]
     assert "2 images were skipped" in " ".join(capsys.readouterr().out.split())
     assert "2 images were skipped" in (tmp_path / "two" / "result.md").read_text()
-    assert done.stdout.count("mIoU") == 1  # only the first process reports
+    assert printed.count("mIoU") == 1  # only the first process reports
 
 
 def test_one_window_is_the_whole_image(evaluate):

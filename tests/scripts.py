@@ -1,0 +1,36 @@
+"""What the tests of the example scripts share."""
+
+import importlib.util
+import os
+import subprocess
+import sys
+
+import torch
+
+from hf_tokaccel.evaluation import Result
+
+
+def load_main(script):
+    """The `main` of a script, to be called in this process."""
+    spec = importlib.util.spec_from_file_location(script.stem, script)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.main
+
+
+def run_one_and_two(main, script, options, folder):
+    """The results of one process and of two, and what the two printed; all with one thread, which rounds alike."""
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
+    command = [*launch, "--main_process_port", "0", str(script), *options, "--output", str(folder / "two")]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(script.parents[1])}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=500)
+    assert done.returncode == 0, done.stderr
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        assert main([*options, "--output", str(folder / "one")]) == 0
+    finally:
+        torch.set_num_threads(threads)
+    one, two = (Result.load(folder / name / "result.json") for name in ("one", "two"))
+    assert (one.num_processes, two.num_processes) == (1, 2)
+    return one, two, done.stdout
