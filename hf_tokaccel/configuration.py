@@ -13,18 +13,22 @@ SIMILARITIES = ("tokens", "normalized")
 MASK_SHIFTS = ("corrected", "released")
 
 
-def _require(condition: bool, name: str, value: Any, allowed: str, example: Any) -> None:
+def require(condition: bool, name: str, value: Any, allowed: str, example: Any) -> None:
     if not condition:
         raise ValueError(f"{name}={value!r} is not valid: it must be {allowed}, for example {name}={example!r}.")
 
 
-def _is_int(value: Any) -> bool:
+def is_int(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def _as_grid(value: Any) -> Any:
+def is_count(value: Any) -> bool:
+    return is_int(value) and value > 0
+
+
+def as_grid(value: Any) -> Any:
     """A side means a square; lists come from JSON."""
-    if _is_int(value):
+    if is_int(value):
         return (value, value)
     return tuple(value) if isinstance(value, list) else value
 
@@ -89,8 +93,8 @@ class TokenClusteringConfig:
     version: str = __version__
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "cluster_grid", _as_grid(self.cluster_grid))
-        _require(self.method == "token_clustering", "method", self.method, "'token_clustering'", "token_clustering")
+        object.__setattr__(self, "cluster_grid", as_grid(self.cluster_grid))
+        require(self.method == "token_clustering", "method", self.method, "'token_clustering'", "token_clustering")
         self._check_schedule()
         self._check_clustering()
         self._check_reconstruction()
@@ -98,51 +102,51 @@ class TokenClusteringConfig:
 
     def _check_schedule(self) -> None:
         after = self.cluster_after
-        _require(_is_int(after) and after >= 0, "cluster_after", after, "a number of blocks, 0 or more", 6)
+        require(is_int(after) and after >= 0, "cluster_after", after, "a number of blocks, 0 or more", 6)
         until = self.reconstruct_after
         allowed = f"None or a number of blocks above cluster_after ({after})"
-        _require(until is None or (_is_int(until) and until > after), "reconstruct_after", until, allowed, after + 1)
+        require(until is None or (is_int(until) and until > after), "reconstruct_after", until, allowed, after + 1)
 
     def _check_clustering(self) -> None:
         grid = self.cluster_grid
-        valid = isinstance(grid, tuple) and len(grid) == 2 and all(_is_int(side) and side > 0 for side in grid)
-        _require(valid, "cluster_grid", grid, "two positive numbers (h, w), or one for a square", (16, 16))
-        _require(_is_int(self.iterations) and self.iterations >= 0, "iterations", self.iterations, "0 or more", 5)
+        valid = isinstance(grid, tuple) and len(grid) == 2 and all(is_int(side) and side > 0 for side in grid)
+        require(valid, "cluster_grid", grid, "two positive numbers (h, w), or one for a square", (16, 16))
+        require(is_int(self.iterations) and self.iterations >= 0, "iterations", self.iterations, "0 or more", 5)
         scale = self.inverse_temperature
         positive = isinstance(scale, (int, float)) and not isinstance(scale, bool) and scale > 0
-        _require(scale == "auto" or positive, "inverse_temperature", scale, "'auto' or a number above 0", "auto")
+        require(scale == "auto" or positive, "inverse_temperature", scale, "'auto' or a number above 0", "auto")
         self._check_window("window", self.window)
         frames = self.shared_frames
-        _require(_is_int(frames) and frames > 0, "shared_frames", frames, "a number of frames, 1 or more", 4)
+        require(is_int(frames) and frames > 0, "shared_frames", frames, "a number of frames, 1 or more", 4)
         choices = f"one of {', '.join(SIMILARITIES)}"
-        _require(self.similarity_on in SIMILARITIES, "similarity_on", self.similarity_on, choices, "tokens")
+        require(self.similarity_on in SIMILARITIES, "similarity_on", self.similarity_on, choices, "tokens")
 
     def _check_reconstruction(self) -> None:
         count = self.neighbors
-        _require(_is_int(count) and (count == -1 or count > 0), "neighbors", count, "-1 (all) or 1 or more", 20)
+        require(is_int(count) and (count == -1 or count > 0), "neighbors", count, "-1 (all) or 1 or more", 20)
         if self.neighbor_window is not None:
             self._check_window("neighbor_window", self.neighbor_window)
         choices = f"None or one of {', '.join(EXPANSIONS)}"
-        _require(self.expansion in (None, *EXPANSIONS), "expansion", self.expansion, choices, "soft")
+        require(self.expansion in (None, *EXPANSIONS), "expansion", self.expansion, choices, "soft")
         choices = f"None or one of {', '.join(NORMALIZATIONS)}"
-        _require(self.normalization in (None, *NORMALIZATIONS), "normalization", self.normalization, choices, "l1")
+        require(self.normalization in (None, *NORMALIZATIONS), "normalization", self.normalization, choices, "l1")
         # A change scaled by the L2 norm's factor (up to sqrt(neighbors)) would be added to an unscaled token.
         contradiction = self.expansion == "delta" and self.normalization == "l2"
-        _require(not contradiction, "normalization", "l2", "'l1' when expansion='delta'", "l1")
+        require(not contradiction, "normalization", "l2", "'l1' when expansion='delta'", "l1")
 
     def _check_decoder(self) -> None:
         choice = self.decode_clusters
-        _require(choice is None or isinstance(choice, bool), "decode_clusters", choice, "None, True or False", None)
+        require(choice is None or isinstance(choice, bool), "decode_clusters", choice, "None, True or False", None)
         allowed = "None or False with expansion='delta' or reconstruct_after, which give the decoder all tokens"
         contradiction = choice and (self.expansion == "delta" or self.reconstruct_after is not None)
-        _require(not contradiction, "decode_clusters", choice, allowed, False)
+        require(not contradiction, "decode_clusters", choice, allowed, False)
         choices = f"None or one of {', '.join(MASK_SHIFTS)}"
-        _require(self.mask_shift in (None, *MASK_SHIFTS), "mask_shift", self.mask_shift, choices, "corrected")
+        require(self.mask_shift in (None, *MASK_SHIFTS), "mask_shift", self.mask_shift, choices, "corrected")
 
     @staticmethod
     def _check_window(name: str, side: Any) -> None:
-        example = side + 1 if _is_int(side) and side > 0 else 5
-        _require(_is_int(side) and side > 0 and side % 2 == 1, name, side, "an odd number, 1 or more", example)
+        example = side + 1 if is_int(side) and side > 0 else 5
+        require(is_int(side) and side > 0 and side % 2 == 1, name, side, "an odd number, 1 or more", example)
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "TokenClusteringConfig":
@@ -177,7 +181,7 @@ class TokenClusteringConfig:
             ValueError: when `decode_clusters` is set for a family whose decoder cannot run on clusters.
         """
         allowed = "None for this model: only Segmenter has a decoder that can run on clusters"
-        _require(
+        require(
             decodes_clusters or self.decode_clusters is None, "decode_clusters", self.decode_clusters, allowed, None
         )
         expansion = self.expansion or expansion
@@ -193,17 +197,17 @@ class TokenClusteringConfig:
     def check_depth(self, depth: int) -> None:
         """Raises ValueError where the schedule does not fit `depth` blocks."""
         in_range = self.cluster_after < depth
-        _require(
+        require(
             in_range, "cluster_after", self.cluster_after, f"between 0 and {depth - 1} for {depth} blocks", depth // 2
         )
         until = self.reconstruct_after
         allowed = f"None or between {self.cluster_after + 1} and {depth} for {depth} blocks"
-        _require(until is None or until <= depth, "reconstruct_after", until, allowed, depth)
+        require(until is None or until <= depth, "reconstruct_after", until, allowed, depth)
 
     def check_no_mask_shift(self) -> None:
         """Raises ValueError where `mask_shift` is set, for a host without shifted windows."""
         allowed = "None for this model: only Swin and its relatives shift their windows"
-        _require(self.mask_shift is None, "mask_shift", self.mask_shift, allowed, None)
+        require(self.mask_shift is None, "mask_shift", self.mask_shift, allowed, None)
 
     def fit_stages(self, depths: Sequence[int], windows: Sequence[int]) -> "TokenClusteringConfig":
         """The setting for a host with stages, of so many blocks and windows of so many tokens a side.
@@ -216,31 +220,40 @@ class TokenClusteringConfig:
         self.check_depth(sum(depths))
         ends = list(accumulate(depths))
         stage = next(index for index, end in enumerate(ends) if self.cluster_after < end)
-        end, side, until = ends[stage], windows[stage], self.reconstruct_after
+        end, until = ends[stage], self.reconstruct_after
         where = f"stage {stage + 1} of depths {list(depths)}"
         allowed = f"None or between {self.cluster_after + 1} and {end}, where {where} ends, which cluster_after is in"
-        _require(until is None or until <= end, "reconstruct_after", until, allowed, end)
-        allowed = f"in a stage with windows of more than one token, unlike {where}"
-        _require(side > 1, "cluster_after", self.cluster_after, allowed, 0)
+        require(until is None or until <= end, "reconstruct_after", until, allowed, end)
+        starts = (end - depth for end, depth in zip(ends, depths, strict=True))
+        elsewhere = next((start for start, side in zip(starts, windows, strict=True) if side > 1), None)
+        self.check_window_grid(windows[stage], where, elsewhere)
+        return replace(self, reconstruct_after=until or end, mask_shift=self.mask_shift or MASK_SHIFTS[0])
+
+    def check_window_grid(self, side: int, where: str = "this model", elsewhere: int | None = None) -> None:
+        """Raises ValueError where windows of side x side tokens cannot become smaller windows of clusters.
+
+        Args:
+            side: of the windows, in tokens.
+            where: what has these windows, in words.
+            elsewhere: a `cluster_after` where the windows have more than one token, if there is one.
+        """
+        if side <= 1:
+            example = "accel=None" if elsewhere is None else f"cluster_after={elsewhere}"
+            raise ValueError(
+                f"cluster_after={self.cluster_after!r} is not valid: the windows of {where} have one token each, "
+                f"which leaves nothing to cluster, for example {example}."
+            )
         height, width = self.cluster_grid
         allowed = (
             f"a square smaller than the {side} x {side} tokens of a window of {where}, which becomes one of clusters"
         )
         example = (max(1, side * 7 // 10),) * 2
-        _require(height == width and height < side, "cluster_grid", self.cluster_grid, allowed, example)
-        return replace(self, reconstruct_after=until or end, mask_shift=self.mask_shift or MASK_SHIFTS[0])
-
-    def check_window_grid(self, side: int) -> None:
-        """Raises ValueError where windows of side x side tokens cannot become windows of clusters."""
-        height, width = self.cluster_grid
-        allowed = f"a square of at most the {side} x {side} tokens of a window: this model clusters each on its own"
-        example = (max(1, side * 7 // 10),) * 2
-        _require(height == width and height <= side, "cluster_grid", self.cluster_grid, allowed, example)
+        require(height == width and height < side, "cluster_grid", self.cluster_grid, allowed, example)
 
     def check_frames(self, count: int) -> None:
         """Raises ValueError where `count` consecutive frames cannot be divided into clips."""
         allowed = f"1 or a divisor of the {count} frames of this batch"
-        _require(count % self.shared_frames == 0, "shared_frames", self.shared_frames, allowed, count)
+        require(count % self.shared_frames == 0, "shared_frames", self.shared_frames, allowed, count)
 
     def check_grid(self, grid: tuple[int, int], unit: str = "the image") -> None:
         """Raises ValueError where the clusters outnumber the (H, W) tokens of what is clustered together, `unit`."""
@@ -250,7 +263,7 @@ class TokenClusteringConfig:
         allowed = (
             f"at most as many clusters as tokens: {unit} has {height} x {width} = {height * width}, not {clusters}"
         )
-        _require(clusters <= height * width, "cluster_grid", self.cluster_grid, allowed, example)
+        require(clusters <= height * width, "cluster_grid", self.cluster_grid, allowed, example)
 
 
 def as_accel(accel: "TokenClusteringConfig | dict[str, Any] | None") -> TokenClusteringConfig | None:

@@ -14,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModel
 
 import hf_tokaccel as ta
+from hf_tokaccel.configuration import TokenClusteringConfig
 from hf_tokaccel.track import TrackedLayers
 
 # Small clusters with a small window keep centroids apart: exact ties would be broken differently by different graphs.
@@ -148,7 +149,9 @@ class FamilyTester:
             states = [self.run(module, images, output_hidden_states=True) for module in (off, model)]
             assert all(torch.equal(a, b) for a, b in zip(*states, strict=True))
 
-    def test_identity_plan_is_native(self, model):
+    def test_identity_plan_is_native(self, model, monkeypatch):
+        # As many clusters as tokens of a window are refused, since they save nothing.
+        monkeypatch.setattr(TokenClusteringConfig, "check_window_grid", lambda *args: None)
         setting = {**self.accel, "cluster_grid": list(self.grid), "iterations": 0, "expansion": "nearest"}
         expected, actual = self.run(model, self.images()), self.run(ta.accelerate(model, setting), self.images())
         assert all(torch.equal(a, b) for a, b in zip(actual, expected, strict=True))
@@ -202,10 +205,14 @@ class FamilyTester:
         singles = [self.run_batch(fast, image[None]) for image in images]
         self.assert_close([torch.cat(parts) for parts in zip(*singles, strict=True)], together)
 
-    def test_consumes_no_random_numbers(self, fast):
-        before = torch.get_rng_state()
-        self.run(fast, self.images())
-        assert torch.equal(before, torch.get_rng_state())
+    def test_consumes_no_random_numbers(self, model, fast):
+        """None but the host's: Mask2Former's decoder draws for layer drop in Transformers 5.14 even in eval mode."""
+        states = []
+        for module in (model, fast):
+            torch.manual_seed(0)
+            self.run(module, self.images())
+            states.append(torch.get_rng_state())
+        assert torch.equal(*states)
 
     def test_threads_do_not_disturb_each_other(self, fast):
         batches = [self.images(1, seed=seed) for seed in range(4)]

@@ -185,7 +185,7 @@ def test_photographs(main, model_folder, images, tmp_path, capsys):
         (["--dataset", "/no/such"], "dataset '/no/such' is no folder; use photographs"),
         (["--prompts", "/no/such.json"], "prompt file /no/such.json cannot be read"),
         (["--compile"], "--compile is not for SAM here"),
-        (["--accel", "cluster_after=1,cluster_grid=6x6"], "square of at most the 5 x 5 tokens"),
+        (["--accel", "cluster_after=1,cluster_grid=6x6"], "square smaller than the 5 x 5 tokens"),
     ],
 )
 def test_mistakes_are_one_line_and_exit_two(main, model_folder, images, tmp_path, capsys, arguments, message):

@@ -119,10 +119,18 @@ class HieraTester(FamilyTester):
         # Native records outputs (B, H, W, C) of attentions. 2 x 2 windows of each of 2 images; a global block last.
         assert [tuple(a.shape) for a in attentions[3:6]] == [(8, 2, 2, 32), (8, 2, 2, 32), (2, 4, 4, 32)]
 
-    @pytest.mark.parametrize("grid", [[7, 7], [2, 3]])
+    @pytest.mark.parametrize("grid", [[7, 7], [6, 6], [2, 3]])
     def test_more_clusters_than_tokens_are_refused(self, model, grid):
-        with pytest.raises(ValueError, match=r"cluster_grid=\(.*square of at most the 6 x 6 tokens.*for example"):
+        with pytest.raises(ValueError, match=r"cluster_grid=\(.*square smaller than the 6 x 6 tokens.*for example"):
             ta.accelerate(model, {**ACCEL, "cluster_grid": grid})
+
+    @pytest.mark.parametrize(("windows", "example"), [([4, 2, 1, 3], "cluster_after=0"), ([1, 2, 1, 3], "accel=None")])
+    def test_windows_of_one_token_are_refused(self, model, windows, example):
+        config = copy.deepcopy(model.config)
+        host = getattr(config, "vision_config", config)
+        getattr(host, "backbone_config", host).window_size_per_stage = windows
+        with pytest.raises(ValueError, match=rf"cluster_after=3 .*stage 3 .*have one token each.*{example}"):
+            ta.accelerate_config(config, {**ACCEL, "cluster_grid": 1})
 
     @pytest.mark.parametrize(
         ("change", "message"),

@@ -57,12 +57,22 @@ class WindowTester(FamilyTester):
         assert attentions[2].shape == (12, 2, 4, 4)
         assert attentions[1].shape == attentions[3].shape == (2, 2, 24, 24)
 
-    @pytest.mark.parametrize("grid", [[5, 5], [2, 3]])
+    @pytest.mark.parametrize("grid", [[5, 5], [4, 4], [2, 3]])
     def test_more_clusters_than_tokens_are_refused(self, model, grid):
-        with pytest.raises(ValueError, match=r"cluster_grid=\(.*square of at most the 4 x 4 tokens.*for example"):
+        with pytest.raises(ValueError, match=r"cluster_grid=\(.*square smaller than the 4 x 4 tokens.*for example"):
             ta.accelerate(model, {**self.accel, "cluster_grid": grid})
         with pytest.raises(ValueError, match="cluster_grid"):
             ta.accelerate_config(model.config, {**self.accel, "cluster_grid": grid})
+
+
+def test_windows_of_one_or_two_tokens_a_side():
+    config = VitDetConfig(**{**TINY, "window_size": 1})
+    with pytest.raises(ValueError, match=r"cluster_after=1 .*this model have one token each.*accel=None"):
+        ta.accelerate_config(config, {**ACCEL, "cluster_grid": 1})
+    config = VitDetConfig(**{**TINY, "window_size": 2})
+    with pytest.raises(ValueError, match=r"smaller than the 2 x 2 tokens.*cluster_grid=\(1, 1\)"):
+        ta.accelerate_config(config, ACCEL)
+    assert ta.accelerate_config(config, {**ACCEL, "cluster_grid": 1}).accel["cluster_grid"] == [1, 1]
 
 
 class VitDetTester(WindowTester):

@@ -63,7 +63,10 @@ class TokAccelSam2HieraDetConfig(AcceleratedConfig, Sam2HieraDetConfig):
                 f"reconstruct_after={until} is not valid: it must be None or between {after + 1} and {end}, where "
                 f"{where} ends, for example reconstruct_after={end}."
             )
-        setting.check_window_grid(host.window_size_per_stage[stage])
+        windows = host.window_size_per_stage
+        fitting = (k for k, count in enumerate(blocks) if windows[k] > 1 and (k == 0 or count > 1))
+        elsewhere = next((sum(blocks[:k]) + min(k, 1) for k in fitting), None)
+        setting.check_window_grid(windows[stage], where, elsewhere)
         return replace(setting, reconstruct_after=until or end)
 
 
