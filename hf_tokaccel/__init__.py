@@ -4,11 +4,13 @@ from . import models as _models  # noqa: F401  registers the tokaccel_* types
 from .auto import accelerate, accelerate_config, to_native, to_native_config
 from .configuration import TokenClusteringConfig
 from .registry import FAMILIES, support_table
+from .semantic import SemanticTokenConfig
 from .track import observe_clusters
 from .version import __version__
 
 __all__ = [
     "FAMILIES",
+    "SemanticTokenConfig",
     "TokenClusteringConfig",
     "__version__",
     "accelerate",

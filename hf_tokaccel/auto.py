@@ -11,8 +11,10 @@ from .configuration import TokenClusteringConfig, as_accel
 from .graft import pair_configs, transplant
 from .modeling import AcceleratedModel
 from .registry import FAMILIES, accelerated_class, native_class, unsupported
+from .semantic.configuration import SemanticTokenConfig
+from .semantic.modeling import SemanticModel, initialize, semantic_config
 
-Accel = TokenClusteringConfig | dict[str, Any] | None
+Accel = TokenClusteringConfig | SemanticTokenConfig | dict[str, Any] | None
 
 
 def accelerate_config(
@@ -30,6 +32,8 @@ def accelerate_config(
         ValueError: when the type is not supported or the setting does not fit.
     """
     setting = as_accel(accel)
+    if isinstance(setting, SemanticTokenConfig):
+        return semantic_config(config, setting)
     native = to_native_config(config)
     # The class's type: an object has that of the file which it was read from, such as SAM 2's video checkpoints.
     family = FAMILIES.get(type(native).model_type)
@@ -62,14 +66,26 @@ def accelerate(
 
     Args:
         model: a loaded model, native or accelerated already.
-        accel: the setting; None gives a model that computes what the native one does.
+        accel: the setting; None gives a model that computes what the native one does. A `SemanticTokenConfig` gives
+            a model with copies of the parameters, and some of its own, that has to be trained.
         image_size: see `accelerate_config`.
+
+    Warns:
+        UserWarning: with semantic tokens, naming the parameters that are untrained.
 
     Raises:
         ValueError: when the model is not supported or the setting does not fit.
     """
     _check_model(model)
-    config = accelerate_config(model.config, accel, image_size)
+    setting = as_accel(accel)
+    if isinstance(setting, SemanticTokenConfig):
+        return initialize(model, setting)[0]
+    if isinstance(model, SemanticModel):
+        raise ValueError(
+            f"{type(model).__name__} cannot be given another method, or none: its weights are trained with semantic "
+            "tokens. Accelerate a plain model instead."
+        )
+    config = accelerate_config(model.config, setting, image_size)
     native_type = _native_type(model)
     cls = accelerated_class(native_type)
     if cls is None:

@@ -14,31 +14,20 @@ _in_use: "WeakValueDictionary[int, AcceleratedConfig]" = WeakValueDictionary()
 
 
 @dataclass(kw_only=True, init=False, repr=False, eq=False)
-class AcceleratedConfig:
-    """First base of every accelerated configuration; the second is the host's own class.
+class SettingConfig:
+    """A configuration with a setting; the second base is the host's own class.
 
     Attributes:
         accel: the setting as a plain dict, or None; a dataclass is accepted and stored as a dict, nothing left open.
-        accel_expansion: the expansion that was released for this family, or fits it best where none was.
-        accel_normalization: likewise.
-        accel_decodes_clusters: whether this family has a decoder that can run on clusters, see `decode_clusters`.
-        accel_fixed_image_size: whether forward accepts only `image_size` unless told otherwise.
-        accel_unit: what is clustered together, in words for error messages.
     """
 
     accel: dict | None = None
 
-    accel_expansion = "soft"
-    accel_normalization = "l2"
-    accel_decodes_clusters = False
-    accel_fixed_image_size = False
-    accel_unit = "the image"
-
     def __setattr__(self, name: str, value: Any) -> None:
         # Also reached by from_pretrained(..., accel=...), which assigns after construction, and ahead of the strict
         # checks of Transformers, whose errors are no ValueError.
-        if name == "accel" and value is not None:
-            value = self.resolve_accel(value).to_dict()
+        if name == "accel":
+            value = self.stored_accel(value)
         if name == "accel" and _in_use.get(id(self)) is self and value != self.accel:
             raise ValueError(
                 f"accel={value!r} cannot be assigned to the configuration of a built model, which would ignore it: "
@@ -53,9 +42,46 @@ class AcceleratedConfig:
         # The number of blocks is known only now.
         self.accel = self.accel
 
+    @property
+    def accel_knows_host(self) -> bool:
+        """Whether the host's own fields are there to check a setting against."""
+        # Set by the host's __post_init__: from there on its sub-configs and depth are known.
+        return "_name_or_path" in self.__dict__
+
+    def stored_accel(self, value: Any) -> dict | None:
+        """What is stored of a setting that a user gives."""
+        return None if value is None else self.resolve_accel(value).to_dict()
+
     def mark_in_use(self) -> None:
         """Called by a model that is built with this configuration: from then on `accel` stands."""
         _in_use[id(self)] = self
+
+    def accel_view(self) -> Any:
+        """The setting as a dataclass."""
+        return as_accel(self.accel)
+
+    @classmethod
+    def register_for_auto_class(cls, auto_class: str = "AutoConfig") -> None:
+        """Does nothing; see `hub.ShimMixin.register_for_auto_class`."""
+
+
+@dataclass(kw_only=True, init=False, repr=False, eq=False)
+class AcceleratedConfig(SettingConfig):
+    """First base of every configuration of a host with clusters; the second is the host's own class.
+
+    Attributes:
+        accel_expansion: the expansion that was released for this family, or fits it best where none was.
+        accel_normalization: likewise.
+        accel_decodes_clusters: whether this family has a decoder that can run on clusters, see `decode_clusters`.
+        accel_fixed_image_size: whether forward accepts only `image_size` unless told otherwise.
+        accel_unit: what is clustered together, in words for error messages.
+    """
+
+    accel_expansion = "soft"
+    accel_normalization = "l2"
+    accel_decodes_clusters = False
+    accel_fixed_image_size = False
+    accel_unit = "the image"
 
     def accel_host(self) -> PreTrainedConfig:
         """The configuration of the transformer that is accelerated: this one, or that of its backbone."""
@@ -89,10 +115,6 @@ class AcceleratedConfig:
             setting.check_window_grid(window)
         return setting
 
-    def accel_view(self) -> TokenClusteringConfig | None:
-        """The setting as a dataclass."""
-        return as_accel(self.accel)
-
     def resolve_accel(self, accel: Any) -> TokenClusteringConfig:
         """Checks a setting against this model and fills what was left open.
 
@@ -100,15 +122,15 @@ class AcceleratedConfig:
             ValueError: when it is not valid, or does not fit the number of blocks or the attention windows.
         """
         setting = as_accel(accel)
-        # Set by the host's __post_init__: from there on its sub-configs and depth are known.
-        if "_name_or_path" in self.__dict__:
+        if not isinstance(setting, TokenClusteringConfig):
+            raise ValueError(
+                f"method={setting.method!r} is not valid for model type {self.model_type!r}, which clusters tokens: "
+                "use accelerate_config(config, accel) on the plain configuration, which finds the type that fits."
+            )
+        if self.accel_knows_host:
             host = self.accel_host()
             setting = family_of(host).fit_accel(setting, host)
         return setting.resolve(self.accel_expansion, self.accel_normalization, self.accel_decodes_clusters)
-
-    @classmethod
-    def register_for_auto_class(cls, auto_class: str = "AutoConfig") -> None:
-        """Does nothing; see `AcceleratedModel.register_for_auto_class`."""
 
 
 class BackboneHeadConfig(AcceleratedConfig):

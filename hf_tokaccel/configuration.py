@@ -266,17 +266,23 @@ class TokenClusteringConfig:
         require(clusters <= height * width, "cluster_grid", self.cluster_grid, allowed, example)
 
 
-def as_accel(accel: "TokenClusteringConfig | dict[str, Any] | None") -> TokenClusteringConfig | None:
-    """Accepts every form in which a user may give a setting.
+# The settings by their `method`; semantic tokens add theirs.
+METHODS: dict[str, type] = {"token_clustering": TokenClusteringConfig}
+
+
+def as_accel(accel: Any) -> Any:
+    """Accepts every form in which a user may give a setting, and returns the dataclass, or None.
 
     Raises:
-        ValueError: when it is none of a `TokenClusteringConfig`, its dict, or None.
+        ValueError: when it is none of a `TokenClusteringConfig`, a `SemanticTokenConfig`, the dict of one, or None.
     """
-    if accel is None or isinstance(accel, TokenClusteringConfig):
+    if accel is None or isinstance(accel, tuple(METHODS.values())):
         return accel
     if isinstance(accel, dict):
-        return TokenClusteringConfig.from_dict(accel)
+        method = accel.get("method", "token_clustering")
+        require(method in METHODS, "method", method, f"one of {', '.join(METHODS)}", "token_clustering")
+        return METHODS[method].from_dict(accel)
     raise ValueError(
-        f"accel={accel!r} is not valid: it must be None, a dict or a TokenClusteringConfig, "
+        f"accel={accel!r} is not valid: it must be None, a dict, a TokenClusteringConfig or a SemanticTokenConfig, "
         "for example TokenClusteringConfig(cluster_after=6, cluster_grid=(16, 16))."
     )

@@ -42,3 +42,15 @@ def save_with_shim(model: Any, save_pretrained: Callable, folder: Any, *args: An
         Path(folder).mkdir(parents=True, exist_ok=True)
         (Path(folder) / f"{SHIM_NAME}.py").write_text(shim_source(model))
     save_pretrained(folder, *args, **kwargs)
+
+
+class ShimMixin:
+    """First base of a model class of ours that Transformers lacks: its folders load with AutoModel."""
+
+    def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
+        """As in Transformers; the folder also loads with `trust_remote_code=True`, which needs hf_tokaccel."""
+        save_with_shim(self, super().save_pretrained, save_directory, *args, **kwargs)
+
+    @classmethod
+    def register_for_auto_class(cls, auto_class: str = "AutoModel") -> None:
+        """Does nothing: Transformers would copy this package's source beside the weights; we save a shim instead."""

@@ -20,16 +20,16 @@ from torch import nn
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.utils.output_capturing import capture_outputs
 
-from . import hub
 from .configs import AcceleratedConfig
 from .configuration import TokenClusteringConfig
 from .graft import transplant
+from .hub import ShimMixin
 from .layout import TokenLayout
 from .registry import accelerated_class, unsupported
 from .track import TokenTrack, TrackedLayers, ambient_read, ambient_track
 
 
-class AcceleratedModel:
+class AcceleratedModel(ShimMixin):
     """First base of every accelerated model class; the second is the host's own class.
 
     Class attributes describe the family:
@@ -102,10 +102,6 @@ class AcceleratedModel:
         """
         return tuple(None for _ in args), kwargs
 
-    @classmethod
-    def register_for_auto_class(cls, auto_class: str = "AutoModel") -> None:
-        """Does nothing: Transformers would copy this package's source beside the weights; we save a shim instead."""
-
     def save_pretrained(self, save_directory: Any, *args: Any, native: bool = False, **kwargs: Any) -> None:
         """Saves weights, config with `accel`, and the shim that makes `trust_remote_code=True` work.
 
@@ -118,7 +114,7 @@ class AcceleratedModel:
 
             to_native(self).save_pretrained(save_directory, *args, **kwargs)
             return
-        hub.save_with_shim(self, super().save_pretrained, save_directory, *args, **kwargs)
+        super().save_pretrained(save_directory, *args, **kwargs)
 
 
 def _graft(native: nn.Module, accel: TokenClusteringConfig) -> nn.Module:

@@ -86,30 +86,34 @@ def register_family(
         if native_class(cls) is not None:
             _accelerated[native_class(cls)] = cls
     AutoConfig.register(config.model_type, config, exist_ok=True)
-    _register_conversions(config.model_type, family.name)
+    register_conversions(config.model_type, family.name)
     for cls in (*models, *parts):
         if issubclass(cls, PreTrainedModel):
-            _register_conversions(cls.__name__, (native_class(cls) or _transformers_base(cls)).__name__)
+            register_conversions(cls.__name__, (native_class(cls) or _transformers_base(cls)).__name__)
     _register_auto_models(family)
     _register_image_processor(family)
 
 
-def _register_conversions(name: str, native_name: str) -> None:
+def register_conversions(name: str, native_name: str) -> None:
     """Without this a checkpoint with key names of Transformers 4 loads as random weights; only a log line tells."""
     conversions = get_checkpoint_conversion_mapping(native_name)
     if conversions is not None:
         register_checkpoint_conversion_mapping(name, conversions, overwrite=True)
 
 
-def _register_auto_models(family: Family) -> None:
-    auto_classes = [
+def auto_models_of(config: type[PreTrainedConfig]) -> dict[type, tuple[type[PreTrainedModel], ...]]:
+    """The model classes that each Auto class loads for a native configuration."""
+    auto_classes = {
         cls
         for cls in vars(modeling_auto).values()
         if isinstance(cls, type) and issubclass(cls, _BaseAutoModelClass) and cls._model_mapping is not None
-    ]
-    for auto_class in {AutoModel, *auto_classes}:
-        native = auto_class._model_mapping.get(family.native_config, None)
-        candidates = native if isinstance(native, (tuple, list)) else (native,)
+    }
+    found = {cls: cls._model_mapping.get(config, None) for cls in {AutoModel, *auto_classes}}
+    return {cls: tuple(m) if isinstance(m, (tuple, list)) else (m,) for cls, m in found.items() if m is not None}
+
+
+def _register_auto_models(family: Family) -> None:
+    for auto_class, candidates in auto_models_of(family.native_config).items():
         ours = tuple(accelerated_class(c) for c in candidates if accelerated_class(c) in family.models)
         if ours:
             # Of several, Auto classes pick the one that `architectures` in config.json names.

@@ -96,7 +96,7 @@ def test_a_head_on_an_unsupported_backbone_is_refused():
 
 @pytest.mark.parametrize("accel", ["fast", 3, [1, 2]])
 def test_what_is_no_setting_is_refused(accel):
-    with pytest.raises(ValueError, match="must be None, a dict or a TokenClusteringConfig"):
+    with pytest.raises(ValueError, match="must be None, a dict, a TokenClusteringConfig or a SemanticTokenConfig"):
         ta.accelerate_config(ViTTester().config(), accel)
 
 

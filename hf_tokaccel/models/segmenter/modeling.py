@@ -15,7 +15,7 @@ from transformers.utils import TransformersKwargs
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
-from ... import hub
+from ...hub import ShimMixin
 from .configuration import SegmenterConfig
 
 
@@ -127,7 +127,7 @@ class SegmenterMaskDecoder(nn.Module):
         return self.mask_layernorm(patches @ classes.transpose(1, 2))
 
 
-class SegmenterPreTrainedModel(ViTPreTrainedModel):
+class SegmenterPreTrainedModel(ShimMixin, ViTPreTrainedModel):
     config: SegmenterConfig
     base_model_prefix = "segmenter"
     _no_split_modules = ["SegmenterEmbeddings", "ViTLayer", "SegmenterMaskDecoder"]
@@ -142,14 +142,6 @@ class SegmenterPreTrainedModel(ViTPreTrainedModel):
             init.trunc_normal_(module.class_embeddings, std=spread)
             for projection in (module.patch_projection, module.class_projection):
                 init.normal_(projection.weight, std=projection.in_features**-0.5)
-
-    def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
-        """As in Transformers; the folder also loads with `trust_remote_code=True`, which needs hf_tokaccel."""
-        hub.save_with_shim(self, super().save_pretrained, save_directory, *args, **kwargs)
-
-    @classmethod
-    def register_for_auto_class(cls, auto_class: str = "AutoModel") -> None:
-        """Does nothing: Transformers would copy this package's source beside the weights; we save a shim instead."""
 
 
 class SegmenterModel(SegmenterPreTrainedModel):

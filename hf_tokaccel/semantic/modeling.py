@@ -1,0 +1,259 @@
+"""What models with semantic tokens share: their configurations, loading from plain checkpoints, registration."""
+
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+from transformers import (
+    AutoBackbone,
+    AutoConfig,
+    AutoImageProcessor,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
+from transformers.backbone_utils import BackboneMixin
+from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING
+
+from ..configs import SettingConfig
+from ..configuration import as_accel
+from ..hub import ShimMixin
+from ..registry import auto_models_of, register_conversions, tell_pipelines
+from .configuration import SemanticTokenConfig
+
+_LISTED = 8  # parameters that a warning names
+
+
+class SemanticConfig(SettingConfig):
+    """First base of every configuration with semantic tokens; the second is the host's own class.
+
+    `accel` is never None: without semantic tokens the model is the host's.
+    """
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        if self.accel is None:
+            self.accel = SemanticTokenConfig()
+        super().__post_init__(**kwargs)
+
+    def stored_accel(self, value: Any) -> dict | None:
+        if value is None and self.accel_knows_host:
+            raise ValueError(
+                f"accel=None is not valid for model type {self.model_type!r}, whose weights are trained with their "
+                "semantic tokens: give its setting, for example accel={'method': 'semantic_tokens'}, or load a plain "
+                "model of the same size."
+            )
+        return super().stored_accel(value)
+
+    def resolve_accel(self, accel: Any) -> SemanticTokenConfig:
+        """Checks a setting against this model and fills what was left open.
+
+        Raises:
+            ValueError: when it is not valid, or does not fit the layers of this model.
+        """
+        setting = as_accel(accel)
+        if not isinstance(setting, SemanticTokenConfig):
+            raise ValueError(
+                f"method={setting.method!r} is not valid for model type {self.model_type!r}, which runs on semantic "
+                "tokens: give for example accel={'method': 'semantic_tokens', 'generation_layers': 2}."
+            )
+        return self.fit_accel(setting) if self.accel_knows_host else setting
+
+    def fit_accel(self, setting: SemanticTokenConfig) -> SemanticTokenConfig:
+        """Fills what the family decides, and checks the result against the layers of this model.
+
+        Raises:
+            ValueError: when it does not fit.
+        """
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class SemanticFamily:
+    """One host that can run on semantic tokens.
+
+    Attributes:
+        config: the configuration class with semantic tokens.
+        models: by the host's own class, the class with semantic tokens that takes its weights.
+        adapt: takes parameters of the host by name, and the new model, to parameters of the latter; drops what it has
+            no use for.
+    """
+
+    config: type[PreTrainedConfig]
+    models: Mapping[type[PreTrainedModel], type[PreTrainedModel]]
+    adapt: Callable[[dict[str, Tensor], PreTrainedModel], dict[str, Tensor]]
+
+
+# By the host's model type.
+SEMANTIC: dict[str, SemanticFamily] = {}
+
+
+@dataclass(frozen=True)
+class Initialization:
+    """Where the parameters of a new model with semantic tokens come from.
+
+    Attributes:
+        initialized: names of parameters that a plain model gave.
+        untrained: names of those that are random, or at their initial value.
+        unused: the plain model's names that nothing here corresponds to.
+    """
+
+    initialized: list[str]
+    untrained: list[str]
+    unused: list[str]
+
+    def __str__(self) -> str:
+        parts = [f"{len(self.initialized)} parameters come from the plain model"]
+        parts.append(f"{len(self.untrained)} are untrained ({_some(self.untrained)})")
+        parts.append(f"{len(self.unused)} of the plain model are not used ({_some(self.unused)})")
+        return "; ".join(parts)
+
+
+def _some(names: list[str]) -> str:
+    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
+    return (", ".join(names[:_LISTED]) + more) or "none"
+
+
+class SemanticModel(ShimMixin):
+    """First base of every model class with semantic tokens."""
+
+    native_class: type[PreTrainedModel] | None = None
+
+    def post_init(self) -> None:
+        self.config.mark_in_use()
+        super().post_init()
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, config: Any = None, **kwargs: Any) -> Any:
+        """As in Transformers; of a plain checkpoint of the host every parameter that fits is taken.
+
+        Warns:
+            UserWarning: for a plain checkpoint, with the parameters that are untrained.
+        """
+        source = _source_config(pretrained_model_name_or_path, kwargs)
+        family = SEMANTIC.get(source.get("model_type"))
+        if family is None:
+            return super().from_pretrained(pretrained_model_name_or_path, *args, config=config, **kwargs)
+        natives = [native for native, ours in family.models.items() if ours is cls]
+        if not natives:
+            raise ValueError(
+                f"{cls.__name__} cannot be initialised from {pretrained_model_name_or_path!r}, of model type "
+                f"{source['model_type']!r}: use one of {', '.join(c.__name__ for c in family.models.values())}."
+            )
+        named = [native for native in natives if native.__name__ in (source.get("architectures") or ())]
+        return _from_plain(cls, (named or natives)[0], pretrained_model_name_or_path, args, config, kwargs)
+
+
+def _source_config(name: Any, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """config.json of what is to be loaded, where there is one."""
+    hub = ("cache_dir", "force_download", "proxies", "token", "revision", "local_files_only", "subfolder")
+    try:
+        return PreTrainedConfig.get_config_dict(name, **{key: kwargs[key] for key in hub if key in kwargs})[0]
+    except OSError:
+        # Transformers says better what is missing.
+        return {}
+
+
+def _from_plain(cls: type, native_class: type, name: Any, args: tuple, config: Any, kwargs: dict[str, Any]) -> Any:
+    accel = kwargs.pop("accel", None)
+    wants_info = kwargs.pop("output_loading_info", False)
+    if isinstance(config, SemanticConfig):
+        accel = config.accel if accel is None else accel
+        config = plain_config(config, native_class.config_class)
+    native, info = native_class.from_pretrained(name, *args, config=config, output_loading_info=True, **kwargs)
+    model, report = initialize(native, SemanticTokenConfig() if accel is None else accel)
+    lacking = [key for key in info["missing_keys"] if key in report.initialized]
+    if lacking:
+        warnings.warn(f"{name} lacks {_some(lacking)}: these are untrained too.", stacklevel=3)
+    return (model, info) if wants_info else model
+
+
+def plain_config(config: PreTrainedConfig, cls: type[PreTrainedConfig]) -> PreTrainedConfig:
+    """The host's own configuration with the values of one with semantic tokens."""
+    values = config.to_dict()
+    for name in ("model_type", "accel", "auto_map", "architectures", "transformers_version"):
+        values.pop(name, None)
+    return cls(**values)
+
+
+def semantic_config(config: PreTrainedConfig, accel: SemanticTokenConfig) -> PreTrainedConfig:
+    """The configuration with semantic tokens for that of a host, which is left as it was.
+
+    Raises:
+        ValueError: when the host is not supported or the setting does not fit.
+    """
+    family = SEMANTIC.get(type(config).model_type)
+    if isinstance(config, SemanticConfig):
+        cls = type(config)
+    elif family is None:
+        raise ValueError(
+            f"model type {config.model_type!r} cannot run on semantic tokens. Supported: "
+            f"{', '.join(sorted(SEMANTIC))}; for example a 'vit' or 'swin' configuration."
+        )
+    else:
+        cls = family.config
+    values = config.to_dict()
+    for name in ("model_type", "accel", "auto_map", "architectures", "transformers_version"):
+        values.pop(name, None)
+    new = cls(**values, accel=accel)
+    new._attn_implementation_internal = config._attn_implementation_internal
+    return new
+
+
+def initialize(model: PreTrainedModel, accel: SemanticTokenConfig | dict) -> tuple[PreTrainedModel, Initialization]:
+    """A new model with semantic tokens and every parameter that a plain model can give it (copied), to be trained.
+
+    Args:
+        model: a plain model of a supported host.
+        accel: the setting.
+
+    Warns:
+        UserWarning: always, with the parameters that are untrained.
+
+    Raises:
+        ValueError: when the model is not supported or the setting does not fit.
+    """
+    config = semantic_config(model.config, as_accel(accel))
+    family = SEMANTIC[model.config.model_type]
+    cls = family.models.get(type(model))
+    if cls is None:
+        names = ", ".join(sorted(native.__name__ for native in family.models))
+        raise ValueError(f"{type(model).__name__} cannot run on semantic tokens: use one of {names}.")
+    new = cls(config).to(device=model.device, dtype=model.dtype)
+    given = model.state_dict()
+    adapted = family.adapt(dict(given), new)
+    own = new.state_dict()
+    fits = {name: value for name, value in adapted.items() if name in own and own[name].shape == value.shape}
+    new.load_state_dict(fits, strict=False)
+    new.train(model.training)
+    parameters = dict(new.named_parameters())
+    report = Initialization(
+        initialized=sorted(name for name in fits if name in parameters),
+        untrained=sorted(name for name in parameters if name not in fits),
+        unused=sorted(name for name in given if name not in fits),
+    )
+    warnings.warn(
+        f"{cls.__name__} is not trained yet: {report}. Layers that come from the plain model were trained on all "
+        "tokens, so train it, for example with examples/train_semantic_tokens.py.",
+        stacklevel=2,
+    )
+    return new, report
+
+
+def register_semantic_family(host: str, family: SemanticFamily) -> None:
+    """Makes a host known: here, to the Auto classes, to checkpoint conversion and to image processors."""
+    SEMANTIC[host] = family
+    model_type = family.config.model_type
+    AutoConfig.register(model_type, family.config, exist_ok=True)
+    register_conversions(model_type, host)
+    for native, ours in family.models.items():
+        register_conversions(ours.__name__, native.__name__)
+        for auto_class, candidates in auto_models_of(native.config_class).items():
+            if native in candidates:
+                auto_class.register(family.config, ours, exist_ok=True)
+                tell_pipelines(auto_class, model_type, (ours,))
+        if issubclass(ours, BackboneMixin):
+            AutoBackbone.register(family.config, ours, exist_ok=True)
+    processors = IMAGE_PROCESSOR_MAPPING.get(next(iter(family.models)).config_class, None)
+    if processors:
+        AutoImageProcessor.register(family.config, image_processor_classes=processors, exist_ok=True)
