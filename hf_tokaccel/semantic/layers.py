@@ -6,9 +6,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
+from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.models.swin.modeling_swin import SwinDropPath
 from transformers.models.vit.modeling_vit import eager_attention_forward
 
 
@@ -54,6 +56,11 @@ class SemanticMLP(nn.Module):
         return self.fc2(self.activation_fn(self.fc1(states)))
 
 
+def branch_dropout(dropout: float, drop_path: float) -> nn.Module:
+    """What a branch of a layer passes before it is added: dropout, and stochastic depth of each row of the batch."""
+    return nn.Sequential(nn.Dropout(dropout), SwinDropPath(drop_path)) if drop_path else nn.Dropout(dropout)
+
+
 class SemanticLayer(GradientCheckpointingLayer):
     """Pre-norm attention and MLP with optional LayerScale; its parameters are those of a ViT or Swin block.
 
@@ -67,28 +74,37 @@ class SemanticLayer(GradientCheckpointingLayer):
         inner: channels of the MLP.
         eps: of the LayerNorms.
         layer_scale: initial value of the LayerScale; 0 for none.
+        drop_path: probability that training skips a branch, for each row of the batch.
     """
 
     def __init__(
-        self, config: PreTrainedConfig, size: int, heads: int, inner: int, *, eps: float, layer_scale: float = 0.0
+        self,
+        config: PreTrainedConfig,
+        size: int,
+        heads: int,
+        inner: int,
+        *,
+        eps: float,
+        layer_scale: float = 0.0,
+        drop_path: float = 0.0,
     ) -> None:
         super().__init__()
         self.attention = SemanticAttention(config, size, heads)
         self.layernorm_before = nn.LayerNorm(size, eps=eps)
         self.layernorm_after = nn.LayerNorm(size, eps=eps)
         self.mlp = SemanticMLP(config, size, inner)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.dropout = branch_dropout(config.hidden_dropout_prob, drop_path)
         self.layer_scale = layer_scale
-        self.layer_scale_1 = nn.Parameter(torch.full((size,), layer_scale)) if layer_scale else None
-        self.layer_scale_2 = nn.Parameter(torch.full((size,), layer_scale)) if layer_scale else None
+        self.layer_scale_1 = nn.Parameter(torch.full((size,), float(layer_scale))) if layer_scale else None
+        self.layer_scale_2 = nn.Parameter(torch.full((size,), float(layer_scale))) if layer_scale else None
 
     def forward(
         self,
         queries: Tensor,
         context: Tensor | None = None,
+        own: Tensor | None = None,
         *,
         gather: Callable[[Tensor], Tensor] | None = None,
-        own: Tensor | None = None,
         attention_mask: Tensor | None = None,
         shortcut: bool = True,
         **kwargs: Any,
@@ -98,9 +114,10 @@ class SemanticLayer(GradientCheckpointingLayer):
         Args:
             queries: states (B, Q, C).
             context: tokens (B', N, C) that keys and values come from; None for the queries themselves.
+            own: further tokens (B, M, C) that each row of queries reads, before the others. Like the context by
+                position, since reentrant gradient checkpointing sees no gradients through keywords.
             gather: takes keys or values (B', N, C) of the context to those (B, K, C) that each row of queries reads;
                 None where these are the same.
-            own: further tokens (B, M, C) that each row of queries reads, before the others.
             attention_mask: added to the logits, broadcast to (B, heads, Q, K).
             shortcut: whether what is attended is added to the queries.
         """
@@ -122,3 +139,10 @@ class SemanticLayer(GradientCheckpointingLayer):
     @staticmethod
     def _scaled(states: Tensor, scale: Tensor | None) -> Tensor:
         return states if scale is None else states * scale
+
+
+def initialize_layer_scale(module: nn.Module) -> None:
+    """Initial values of a layer's LayerScale, for `_init_weights` of a model."""
+    if isinstance(module, SemanticLayer) and module.layer_scale_1 is not None:
+        init.constant_(module.layer_scale_1, module.layer_scale)
+        init.constant_(module.layer_scale_2, module.layer_scale)

@@ -5,7 +5,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 from transformers import (
     AutoBackbone,
     AutoConfig,
@@ -16,11 +17,13 @@ from transformers import (
 from transformers.backbone_utils import BackboneMixin
 from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING
 
-from ..configs import SettingConfig
+from ..configs import AcceleratedConfig, SettingConfig
 from ..configuration import as_accel
 from ..hub import ShimMixin
-from ..registry import auto_models_of, register_conversions, tell_pipelines
+from ..registry import auto_models_of, tell_pipelines
 from .configuration import SemanticTokenConfig
+from .layers import initialize_layer_scale
+from .pooling import initialize_centers
 
 _LISTED = 8  # parameters that a warning names
 
@@ -123,6 +126,12 @@ class SemanticModel(ShimMixin):
         self.config.mark_in_use()
         super().post_init()
 
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        initialize_layer_scale(module)
+        initialize_centers(module)
+
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, config: Any = None, **kwargs: Any) -> Any:
         """As in Transformers; of a plain checkpoint of the host every parameter that fits is taken.
@@ -185,6 +194,11 @@ def semantic_config(config: PreTrainedConfig, accel: SemanticTokenConfig) -> Pre
     family = SEMANTIC.get(type(config).model_type)
     if isinstance(config, SemanticConfig):
         cls = type(config)
+    elif isinstance(config, AcceleratedConfig):
+        raise ValueError(
+            f"model type {config.model_type!r} clusters tokens and cannot run on semantic tokens too: give the plain "
+            "configuration or model, see hf_tokaccel.to_native and to_native_config."
+        )
     elif family is None:
         raise ValueError(
             f"model type {config.model_type!r} cannot run on semantic tokens. Supported: "
@@ -213,8 +227,13 @@ def initialize(model: PreTrainedModel, accel: SemanticTokenConfig | dict) -> tup
     Raises:
         ValueError: when the model is not supported or the setting does not fit.
     """
+    if isinstance(model, SemanticModel):
+        raise ValueError(
+            f"{type(model).__name__} runs on the semantic tokens that it was built for: give a plain model to use "
+            "another setting."
+        )
     config = semantic_config(model.config, as_accel(accel))
-    family = SEMANTIC[model.config.model_type]
+    family = SEMANTIC[type(model.config).model_type]
     cls = family.models.get(type(model))
     if cls is None:
         names = ", ".join(sorted(native.__name__ for native in family.models))
@@ -227,10 +246,11 @@ def initialize(model: PreTrainedModel, accel: SemanticTokenConfig | dict) -> tup
     new.load_state_dict(fits, strict=False)
     new.train(model.training)
     parameters = dict(new.named_parameters())
+    used = [name for name, value in given.items() if any(_part_of(part, value) for part in fits.values())]
     report = Initialization(
         initialized=sorted(name for name in fits if name in parameters),
         untrained=sorted(name for name in parameters if name not in fits),
-        unused=sorted(name for name in given if name not in fits),
+        unused=sorted(given.keys() - used),
     )
     warnings.warn(
         f"{cls.__name__} is not trained yet: {report}. Layers that come from the plain model were trained on all "
@@ -240,14 +260,21 @@ def initialize(model: PreTrainedModel, accel: SemanticTokenConfig | dict) -> tup
     return new, report
 
 
+def _part_of(part: Tensor, whole: Tensor) -> bool:
+    """Whether a tensor is a view of another one, which `adapt` may have renamed."""
+    start = whole.data_ptr()
+    return start <= part.data_ptr() < start + whole.numel() * whole.element_size()
+
+
 def register_semantic_family(host: str, family: SemanticFamily) -> None:
-    """Makes a host known: here, to the Auto classes, to checkpoint conversion and to image processors."""
+    """Makes a host known: here, to the Auto classes and to image processors.
+
+    Checkpoint conversion has no part in it: key names of Transformers 4 are the host's, whose class loads them.
+    """
     SEMANTIC[host] = family
     model_type = family.config.model_type
     AutoConfig.register(model_type, family.config, exist_ok=True)
-    register_conversions(model_type, host)
     for native, ours in family.models.items():
-        register_conversions(ours.__name__, native.__name__)
         for auto_class, candidates in auto_models_of(native.config_class).items():
             if native in candidates:
                 auto_class.register(family.config, ours, exist_ok=True)
