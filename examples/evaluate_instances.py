@@ -15,6 +15,7 @@ import torch
 from hf_tokaccel.evaluation.coco import SPECIFICATIONS, match_categories, open_instance_dataset
 from hf_tokaccel.evaluation.instances_task import INSTANCE_MODELS, InstanceProtocol, InstanceTask
 from hf_tokaccel.evaluation.models import input_size, load_model
+from hf_tokaccel.evaluation.panoptic_task import give_task_input
 from hf_tokaccel.evaluation.script import Loaded, common_parser, run_script
 from hf_tokaccel.reference import reference_model_path
 
@@ -34,6 +35,7 @@ def build_parser() -> argparse.ArgumentParser:
 def load(args: argparse.Namespace, device: torch.device) -> Loaded:
     folder = args.model or reference_model_path("panoptic")
     dense, stored, processor = load_model(folder, INSTANCE_MODELS, dtype=args.dtype, device=device)
+    give_task_input(dense, str(folder), "instance")
     id2label, dataset = dense.config.id2label, None
     categories, labels = dict(id2label), {label: label for label in id2label}
     if args.images is None:

@@ -6,7 +6,6 @@ from transformers import (
     AutoModelForObjectDetection,
     Deimv2Config,
     Deimv2ForObjectDetection,
-    DINOv3ViTConfig,
 )
 
 import hf_tokaccel as ta
@@ -16,37 +15,38 @@ from hf_tokaccel.models.dinov3_vit import TokAccelDINOv3ViTBackbone
 # The detector picks queries by rank, so its outputs jump; the shared tester holds the backbone to its guarantees.
 
 
+TINY = {
+    "backbone_config": {
+        "model_type": "dinov3_vit",
+        "image_size": 128,
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 2,
+        "num_register_tokens": 2,
+        "initializer_range": 0.2,
+        "out_indices": [1, 3, 4],
+    },
+    "encoder_hidden_dim": 16,
+    "encoder_in_channels": [16, 16, 16],
+    "encoder_ffn_dim": 16,
+    "encoder_attention_heads": 2,
+    "d_model": 16,
+    "decoder_in_channels": [16, 16, 16],
+    "decoder_ffn_dim": 16,
+    "decoder_layers": 2,
+    "decoder_attention_heads": 2,
+    "num_queries": 6,
+    "spatial_tuning_adapter_inplanes": 4,
+    "initializer_range": 0.2,
+    "lqe_hidden_dim": 8,
+}
+
+
 @pytest.fixture(scope="module")
 def detector():
     torch.manual_seed(0)
-    backbone = DINOv3ViTConfig(
-        image_size=128,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=4,
-        num_attention_heads=2,
-        num_register_tokens=2,
-        initializer_range=0.2,
-        out_indices=[1, 3, 4],
-    )
-    config = Deimv2Config(
-        backbone_config=backbone,
-        encoder_hidden_dim=16,
-        encoder_in_channels=[16, 16, 16],
-        encoder_ffn_dim=16,
-        encoder_attention_heads=2,
-        d_model=16,
-        decoder_in_channels=[16, 16, 16],
-        decoder_ffn_dim=16,
-        decoder_layers=2,
-        decoder_attention_heads=2,
-        num_queries=6,
-        num_labels=4,
-        spatial_tuning_adapter_inplanes=4,
-        initializer_range=0.2,
-        lqe_hidden_dim=8,
-    )
-    return Deimv2ForObjectDetection(config).eval()
+    return Deimv2ForObjectDetection(Deimv2Config(**TINY, num_labels=4)).eval()
 
 
 def run(model, size=(128, 128)):

@@ -12,18 +12,30 @@ from PIL import Image
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from scripts import load_main, run_one_and_two
+from test_deimv2 import TINY as DEIMV2
+from test_evaluate_panoptic import awaken_queries, tiny_eomt, tiny_maskformer, tiny_oneformer
+from test_evaluate_panoptic import save as save_with
 from test_mask2former import BACKBONE
 from test_mask2former import TINY as MASK2FORMER
 from test_rf_detr import SMALL, TINY
 from test_swin import awaken
 from transformers import (
+    Deimv2Config,
+    Deimv2ForObjectDetection,
+    DetrConfig,
+    DetrForObjectDetection,
+    DetrImageProcessor,
+    EomtImageProcessor,
     Mask2FormerConfig,
     Mask2FormerForUniversalSegmentation,
     Mask2FormerImageProcessorPil,
+    OneFormerProcessor,
+    ResNetConfig,
     RfDetrConfig,
     RfDetrForInstanceSegmentation,
     RfDetrForObjectDetection,
     RfDetrImageProcessor,
+    RTDetrImageProcessor,
     ViTConfig,
 )
 
@@ -296,6 +308,91 @@ def test_rf_detr_with_boxes_and_with_masks(evaluate, coco, tmp_path, model_class
     stored = evaluate("--model", str(save(fast, tmp_path / "fast")), "--dataset", f"coco:{coco}")
     assert stored.task == task
     np.testing.assert_array_equal(quality(stored)[:2], quality(result)[:2])
+
+
+def detr():
+    """Not accelerated: it is measured as it is."""
+    backbone = ResNetConfig(embedding_size=8, hidden_sizes=[8] * 4, depths=[1] * 4, out_features=["stage4"])
+    sizes = {"d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "encoder_ffn_dim": 16, "decoder_ffn_dim": 16}
+    sizes |= {"encoder_attention_heads": 2, "decoder_attention_heads": 2, "num_queries": 8}
+    model = DetrForObjectDetection(DetrConfig(backbone_config=backbone, **sizes, **LABELS))
+    torch.nn.init.normal_(model.bbox_predictor.layers[-1].weight)
+    return model, DetrImageProcessor(size={"height": 64, "width": 64})
+
+
+def deimv2():
+    model = Deimv2ForObjectDetection(Deimv2Config(**{**DEIMV2, **LABELS}))
+    return model, RTDetrImageProcessor(size={"height": 64, "width": 64})
+
+
+def boxes_of(outputs, processor, size):
+    """Boxes that are found in an image, as annotations."""
+    (found,) = processor.post_process_object_detection(outputs, threshold=0, target_sizes=[size])
+    for label, (x1, y1, x2, y2) in zip(found["labels"].tolist(), found["boxes"].tolist(), strict=True):
+        box = [x1, y1, x2 - x1, y2 - y1]
+        yield {"category_id": label, "bbox": box, "area": box[2] * box[3]}
+
+
+def masks_of(outputs, processor, size):
+    """Masks that are found in an image, as annotations; whatever they overlap, they are whole."""
+    if isinstance(processor, EomtImageProcessor):
+        labels = outputs.class_queries_logits[0, :, :-1].argmax(-1).tolist()
+        height, width = (side * 64 // max(size) for side in size)  # of 64 x 64, the rest is padding
+        masks = torch.nn.functional.interpolate(outputs.masks_queries_logits, (64, 64), mode="bilinear")
+        masks = torch.nn.functional.interpolate(masks[..., :height, :width], size, mode="bilinear")[0] > 0
+    else:
+        whole = Mask2FormerImageProcessorPil() if isinstance(processor, OneFormerProcessor) else processor
+        options = {"threshold": 0, "target_sizes": [size], "return_binary_maps": True}
+        (found,) = whole.post_process_instance_segmentation(outputs, **options)
+        masks, labels = found["segmentation"] > 0, [segment["label_id"] for segment in found["segments_info"]]
+    for label, mask in zip(labels, masks, strict=True):
+        rle = encode_mask(mask)
+        box, area = coco_mask.toBbox(rle).tolist(), float(coco_mask.area(rle))
+        segmentation = {"size": list(size), "counts": rle["counts"].decode()}
+        if area:
+            yield {"category_id": label, "bbox": box, "area": area, "segmentation": segmentation}
+
+
+@pytest.mark.parametrize(
+    ("make", "accel"),
+    [
+        (detr, "none"),
+        (deimv2, "cluster_after=1,cluster_grid=2x2,neighbors=2"),
+        (tiny_maskformer, ACCEL),
+        (tiny_eomt, "cluster_after=1,cluster_grid=4x4"),
+        (tiny_oneformer, ACCEL),
+    ],
+)
+def test_models_score_one_on_what_they_find_themselves(evaluate, tmp_path, make, accel):
+    """Images of several sizes and shapes; what is found is worked out here, without our task."""
+    torch.manual_seed(0)
+    model, processor = make()
+    detects = "ObjectDetection" in type(model).__name__
+    if not detects:
+        awaken_queries(model)
+    folder = save_with(model.eval(), processor, tmp_path / "model")
+    content = {"images": [], "annotations": [], "categories": []}
+    content["categories"] = [{"id": number, "name": name} for number, name in enumerate(CLASS_NAMES)]
+    for number, size in enumerate([(64, 64), (48, 80), (80, 48)]):
+        content["images"].append({"id": number, "file_name": f"{number}.png", "height": size[0], "width": size[1]})
+    coco = write_coco(tmp_path / "coco", content)
+    for image in content["images"]:
+        given = {"task_inputs": ["instance"]} if isinstance(processor, OneFormerProcessor) else {}
+        with Image.open(coco / "val2017" / image["file_name"]) as picture, torch.no_grad():
+            inputs = processor(images=picture, **given, return_tensors="pt")
+            outputs = model(**{name: inputs[name] for name in ("pixel_values", "task_inputs") if name in inputs})
+        entries = (boxes_of if detects else masks_of)(outputs, processor, (image["height"], image["width"]))
+        for entry in entries:
+            entry |= {"id": len(content["annotations"]), "image_id": image["id"], "iscrowd": 0}
+            content["annotations"].append(entry)
+    write_coco(tmp_path / "coco", content)
+    assert len({json.dumps(entry.get("segmentation", entry["bbox"])) for entry in content["annotations"]}) > 9
+    result = evaluate("--model", str(folder), "--dataset", f"coco:{coco}", "--accel", accel)
+    assert result.task == ("object-detection" if detects else "instance-segmentation")
+    dense, *others = (row.metrics for row in result.rows)
+    assert dense["box_ap" if detects else "mask_ap"] == pytest.approx(1)
+    assert bool(others) == (accel != "none")
+    assert all(0 <= metrics["kept"] <= 1 for metrics in others)
 
 
 def test_predictions_are_those_of_the_post_processing(coco, tmp_path):

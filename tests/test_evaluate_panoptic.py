@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from scripts import load_main, run_one_and_two
 from transformers import (
+    CLIPTokenizer,
     EomtConfig,
     EomtForUniversalSegmentation,
     EomtImageProcessor,
@@ -19,6 +20,10 @@ from transformers import (
     MaskFormerConfig,
     MaskFormerForInstanceSegmentation,
     MaskFormerImageProcessor,
+    OneFormerConfig,
+    OneFormerForUniversalSegmentation,
+    OneFormerImageProcessor,
+    OneFormerProcessor,
     SegformerConfig,
     SwinConfig,
 )
@@ -210,13 +215,42 @@ def tiny_eomt():
     return EomtForUniversalSegmentation(config), processor
 
 
+def tiny_oneformer():
+    """With a tokenizer of single characters."""
+    sizes = {"conv_dim": 32, "mask_dim": 32, "hidden_dim": 32, "encoder_feedforward_dim": 16, "encoder_layers": 1}
+    sizes |= {"decoder_layers": 2, "num_attention_heads": 2, "dim_feedforward": 16, "num_queries": 8}
+    config = OneFormerConfig(backbone_config=SwinConfig(**BACKBONE), task_seq_len=33, **sizes, **NAMES)
+    words = [letter + end for end in ("", "</w>") for letter in "acehiknopst"]
+    vocabulary = {word: i for i, word in enumerate([*words, "<|startoftext|>", "<|endoftext|>"])}
+    processor = OneFormerProcessor(
+        OneFormerImageProcessor(size={"height": 64, "width": 64}),
+        CLIPTokenizer(vocab=vocabulary, merges=[]),
+        task_seq_length=33,
+    )
+    return OneFormerForUniversalSegmentation(config), processor
+
+
+def awaken_queries(model):
+    """Random queries of which each finds something, and not all the same."""
+    predictor = getattr(model, "class_predictor", None)
+    if predictor is None:
+        predictor = model.model.transformer_module.decoder.class_embed
+    with torch.no_grad():
+        for weight in model.parameters():
+            if weight.ndim > 1:
+                weight.normal_(std=0.3)
+        predictor.weight.normal_(std=2)
+        predictor.bias[-1] = -100  # never "no object"
+
+
 @pytest.mark.parametrize(
-    ("make", "accel"), [(tiny_maskformer, "none"), (tiny_eomt, "cluster_after=1,cluster_grid=4x4")]
+    ("make", "accel"),
+    [(tiny_maskformer, "none"), (tiny_eomt, "cluster_after=1,cluster_grid=4x4"), (tiny_oneformer, ACCEL)],
 )
 def test_other_panoptic_models(evaluate, tmp_path, make, accel):
     torch.manual_seed(0)
     model, processor = make()
-    model.class_predictor.bias.data[-1] = -100  # never "no object"
+    awaken_queries(model)
     save(model, processor, tmp_path / "model")
     result = evaluate("--model", str(tmp_path / "model"), "--accel", accel)
     assert [row.kind for row in result.rows][:2] == ["dense", "clusters"][: len(result.rows)]

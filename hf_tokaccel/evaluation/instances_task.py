@@ -16,6 +16,7 @@ from transformers import (
     AutoModelForInstanceSegmentation,
     AutoModelForObjectDetection,
     AutoModelForUniversalSegmentation,
+    Mask2FormerImageProcessorPil,
 )
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_INSTANCE_SEGMENTATION_MAPPING,
@@ -32,8 +33,11 @@ from .models import ModelKind
 from .pictures import Panel
 from .task import Summary, Task, Variant
 
+_ELSEWHERE = ("detr", "videomt")  # Transformers gives masks of DETR that share out the pixels; VidEoMT has videos.
 SEGMENTING = {
-    AutoModelForUniversalSegmentation: MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING,
+    AutoModelForUniversalSegmentation: [
+        c for c in MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING if c.model_type not in _ELSEWHERE
+    ],
     AutoModelForInstanceSegmentation: MODEL_FOR_INSTANCE_SEGMENTATION_MAPPING,
 }
 DETECTING = {AutoModelForObjectDetection: MODEL_FOR_OBJECT_DETECTION_MAPPING}
@@ -104,6 +108,13 @@ def corners_of(masks: Tensor) -> Tensor:
     return boxes
 
 
+def _queries(outputs: Any) -> list[SimpleNamespace]:
+    """The outputs of one image as one of each query."""
+    names = ("class_queries_logits", "masks_queries_logits")
+    parts = zip(*(getattr(outputs, name).split(1, dim=1) for name in names), strict=True)
+    return [SimpleNamespace(**dict(zip(names, part, strict=True))) for part in parts]
+
+
 class InstanceTask(Task):
     """Object detection or instance segmentation for `evaluate_variants`.
 
@@ -135,6 +146,9 @@ class InstanceTask(Task):
                 f"the image processor {type(processor).__name__} has no {needed}; give a model whose processor has, "
                 f"such as {INSTANCE_MODELS.example}"
             )
+        # OneFormer's own processing shares out the pixels; its paper evaluates as Mask2Former's does.
+        oneformer = "OneFormer" in type(model).__name__
+        self.segmenting = Mask2FormerImageProcessorPil() if oneformer else processor
 
     def check_dataset(self, dataset: InstanceDataset) -> None:
         """Raises ValueError where masks are to be scored that the data set does not have."""
@@ -147,7 +161,7 @@ class InstanceTask(Task):
     def encode(self, sample: dict) -> dict:
         """Model input, `size` (height, width) of the image, and `annotations` if known."""
         options = {"return_tensors": "pt", "input_data_format": "channels_last"}
-        if hasattr(self.processor, "do_pad"):
+        if hasattr(self.processor, "do_pad") and not hasattr(self.processor, "unpad_image"):
             options["do_pad"] = False  # Images of one size make a batch; padding would need a mask.
         encoded = self.processor(images=sample["image"], **options)
         known = {"annotations": sample["annotations"]} if "annotations" in sample else {}
@@ -176,17 +190,22 @@ class InstanceTask(Task):
         return self._select(*(found[name].cpu() for name in ("labels", "scores", "boxes")))
 
     def _masks(self, outputs: Any, size: tuple[int, int]) -> Instances:
-        process = self.processor.post_process_instance_segmentation
+        process = self.segmenting.post_process_instance_segmentation
+        options, parts = {"threshold": self.protocol.threshold, "target_sizes": [size]}, [outputs]
         # Where masks may overlap, a single map would cut the lower of them.
-        binary = {"return_binary_maps": True} if "return_binary_maps" in inspect.signature(process).parameters else {}
-        (found,) = process(outputs, threshold=self.protocol.threshold, target_sizes=[size], **binary)
-        maps, segments = found["segmentation"].cpu(), found["segments_info"]
-        if not segments:
-            masks = torch.zeros(0, *size, dtype=torch.bool)
-        elif maps.ndim == 3:
-            masks = maps.bool()
+        if "return_binary_maps" in inspect.signature(process).parameters:
+            options["return_binary_maps"] = True
         else:
-            masks = torch.stack([maps == segment["id"] for segment in segments])
+            parts = _queries(outputs)
+        segments, found = [], [torch.zeros(0, *size, dtype=torch.bool)]
+        for part in parts:
+            (one,) = process(part, **options)
+            maps = one["segmentation"].cpu()
+            segments += one["segments_info"]
+            if one["segments_info"]:
+                single = maps.ndim == 2
+                found.append(torch.stack([maps == s["id"] for s in one["segments_info"]]) if single else maps.bool())
+        masks = torch.cat(found)
         labels = torch.tensor([segment["label_id"] for segment in segments], dtype=torch.long)
         scores = torch.tensor([segment["score"] for segment in segments])
         seen = masks.flatten(1).any(1) if len(masks) else torch.zeros(0, dtype=torch.bool)

@@ -22,7 +22,7 @@ from .panoptic import METRICS, code, image_sums, metrics_from_sums, num_sums, se
 from .panoptic_pictures import draw_panoptic
 from .pictures import Panel
 from .segmentation import bootstrap, interval
-from .task import Summary, Task, Variant
+from .task import Summary, Task, Variant, give_inputs
 
 _PARTS = [f"{name}{part}" for part in ("", "_things", "_stuff") for name in METRICS]
 _ELSEWHERE = ("detr", "videomt")  # These predict something else than one class and one mask per query and image.
@@ -91,10 +91,13 @@ def things_without_data(labels: Sequence[str]) -> tuple[bool, ...]:
     return tuple(label not in stuff for label in labels)
 
 
-def give_task_input(model: nn.Module, folder: str) -> None:
-    """Has OneFormer, which also reads what it shall do, do panoptic segmentation; other models stay as they are.
+def give_task_input(model: nn.Module, folder: str, task: str = "panoptic") -> None:
+    """Has OneFormer, which also reads what it shall do, do that; other models stay as they are.
 
-    A hook, since accelerated models and those of other resolutions take it over.
+    Args:
+        model: What is made of it does the same.
+        folder: Where its `OneFormerProcessor` is, or its Hub id.
+        task: "panoptic", "instance" or "semantic" segmentation.
 
     Raises:
         ValueError: The folder lacks the tokenizer.
@@ -104,15 +107,10 @@ def give_task_input(model: nn.Module, folder: str) -> None:
     try:
         processor = OneFormerProcessor.from_pretrained(folder)
         blank = torch.zeros(32, 32, 3, dtype=torch.uint8).numpy()
-        tokens = processor(images=blank, task_inputs=["panoptic"], return_tensors="pt")["task_inputs"]
+        tokens = processor(images=blank, task_inputs=[task], return_tensors="pt")["task_inputs"]
     except (OSError, ValueError) as error:
         raise ValueError(f"model {folder!r} needs its OneFormerProcessor, which cannot be loaded: {error}") from error
-
-    def add(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
-        pixel_values = kwargs["pixel_values"]
-        return args, kwargs | {"task_inputs": tokens.to(pixel_values.device).expand(len(pixel_values), -1)}
-
-    model.register_forward_pre_hook(add, with_kwargs=True)
+    give_inputs(model, task_inputs=tokens)
 
 
 class PanopticTask(Task):

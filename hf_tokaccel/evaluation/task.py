@@ -35,6 +35,9 @@ class Summary:
     classes: dict[str, float | None] = field(default_factory=dict)
 
 
+_OTHER_INPUTS = "evaluation_inputs"
+
+
 @dataclass(frozen=True)
 class Variant:
     """One way to run a model: the model object and the input resolution.
@@ -77,8 +80,22 @@ class Variant:
             pixel_values = F.interpolate(pixel_values, size, mode="bicubic", antialias=True)
         return pixel_values.to(next(self.model.parameters()).dtype)
 
+    def arguments(self, pixel_values: Tensor) -> dict[str, Tensor]:
+        """What the model is called with: `inputs`, and what `give_inputs` added, once for each image."""
+        images = self.inputs(pixel_values)
+        others = getattr(self.eager, _OTHER_INPUTS, {}).items()
+        return {"pixel_values": images} | {name: x.to(images.device).expand(len(images), -1) for name, x in others}
+
     def __call__(self, pixel_values: Tensor):
-        return self.model(pixel_values=self.inputs(pixel_values))
+        return self.model(**self.arguments(pixel_values))
+
+
+def give_inputs(model: nn.Module, **others: Tensor) -> None:
+    """Has `Variant` call a model, and those that are made of it, with more than images: tensors (1, N) by name.
+
+    An attribute, since accelerated models take those over; hooks they do not.
+    """
+    setattr(model, _OTHER_INPUTS, others)
 
 
 class Task(ABC):
@@ -148,7 +165,7 @@ class Task(ABC):
 
     def timed(self, variant: Variant, pixel_values: Tensor) -> Callable[[], Any]:
         """`run` for the clock: what belongs to reading an image, such as resizing it, is done before."""
-        return partial(variant.model, pixel_values=variant.inputs(pixel_values))
+        return partial(variant.model, **variant.arguments(pixel_values))
 
     def model_input(self, pixel_values: Tensor) -> Tensor:
         """What one forward pass sees of a batch (B, 3, h, w): all of it, or a window."""
