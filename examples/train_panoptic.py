@@ -157,7 +157,7 @@ def evaluate(model: nn.Module, split: str, seed: int, count: int, size: int, pro
 
 
 def main() -> None:
-    sizes = {"head-width": 32, "features": 64, "encoder-layers": 1, "decoder-width": 96}
+    sizes = {"head-width": 32, "features": 64, "encoder-layers": 1, "decoder-width": 64}
     sizes |= {"queries": 40, "points": 1024}
     arguments = parser(__doc__, "96:16:800,192:8:950", "outputs/train_panoptic", sizes)
     arguments.add_argument("--no-object", type=float, default=0.1, help="weight of queries that match no segment")
