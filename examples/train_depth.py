@@ -10,14 +10,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import (
-    AutoImageProcessor,
     AutoModelForDepthEstimation,
     DPTConfig,
     DPTForDepthEstimation,
     DPTImageProcessor,
 )
 
-from hf_tokaccel.reference.training import Task, parser, place, print_metrics, train
+from hf_tokaccel.reference.training import Task, parser, place, train_or_evaluate
 from hf_tokaccel.scenes import render_scenes
 
 METRICS = ("abs_rel", "rmse", "delta1", "delta2", "delta3", "delta1_objects")
@@ -94,11 +93,7 @@ def main() -> None:
         evaluate=evaluate,
         processor=image_processor,
     )
-    if args.evaluate:
-        model = AutoModelForDepthEstimation.from_pretrained(args.evaluate, dtype=torch.float32)
-        print_metrics(model, AutoImageProcessor.from_pretrained(args.evaluate), args, task)
-    else:
-        train(args, task)
+    train_or_evaluate(args, task, AutoModelForDepthEstimation)
 
 
 if __name__ == "__main__":

@@ -4,18 +4,33 @@ import importlib.util
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import torch
 
 from hf_tokaccel.evaluation import Result
 
 
-def load_main(script):
-    """The `main` of a script, to be called in this process."""
+def load_script(script):
+    """A script as a module, in this process."""
     spec = importlib.util.spec_from_file_location(script.stem, script)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return module.main
+    return module
+
+
+def load_main(script):
+    """The `main` of a script, to be called in this process."""
+    return load_script(script).main
+
+
+def launch(script: Path, *arguments: str) -> str:
+    """Run a script in a process of its own, with one thread, and return what it printed."""
+    paths = os.pathsep.join([str(script.parents[1]), os.environ.get("PYTHONPATH", "")])
+    environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run([sys.executable, str(script), *arguments], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 def run_one_and_two(main, script, options, folder):

@@ -1,23 +1,21 @@
 """The segmentation training example: resuming is exact, and the encoder can start from the depth model."""
 
 import argparse
-import importlib.util
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from scripts import launch, load_script
 from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
 
 import hf_tokaccel  # noqa: F401  registers Segmenter
 from hf_tokaccel.reference import reference_model_path
+from hf_tokaccel.reference.segmentation import adjust_logits, class_weights, evaluate, segmentation_loss
 from hf_tokaccel.scenes import CLASS_NAMES, render_scenes
 
-ROOT = Path(__file__).parents[1]
+SCRIPT = Path(__file__).parents[1] / "examples" / "train_segmentation.py"
 TINY = ["--stages", "32:2:1,64:2:2", "--image-size", "64", "--width", "32", "--heads", "2", "--mlp", "32"]
 TINY += ["--layers", "2", "--decoder-mlp", "32", "--init", "none", "--warmup", "1", "--save-every", "2"]
 TINY += ["--log-every", "1", "--val-scenes", "2", "--cpu"]
@@ -25,25 +23,14 @@ TINY += ["--log-every", "1", "--val-scenes", "2", "--cpu"]
 
 @pytest.fixture(scope="module")
 def script():
-    spec = importlib.util.spec_from_file_location("train_segmentation", ROOT / "examples" / "train_segmentation.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def launch(*arguments: str) -> None:
-    paths = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
-    environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, str(ROOT / "examples" / "train_segmentation.py"), *TINY, *arguments]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    return load_script(SCRIPT)
 
 
 def test_resumed_training_equals_uninterrupted_training(tmp_path):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    launch("--work", str(tmp_path / "a"), "--output", str(whole))
-    launch("--work", str(tmp_path / "b"), "--output", str(parts), "--stop-at", "2")
-    launch("--work", str(tmp_path / "b"), "--output", str(parts), "--resume")
+    launch(SCRIPT, *TINY, "--work", str(tmp_path / "a"), "--output", str(whole))
+    launch(SCRIPT, *TINY, "--work", str(tmp_path / "b"), "--output", str(parts), "--stop-at", "2")
+    launch(SCRIPT, *TINY, "--work", str(tmp_path / "b"), "--output", str(parts), "--resume")
 
     # Two optimisers, AdamW and Muon, have to come back with their moments.
     exact = [load_file(tmp_path / run / "checkpoint" / "model.safetensors") for run in "ab"]
@@ -89,7 +76,7 @@ def test_encoder_of_another_size_is_refused(script):
         script.build_model(reference_sizes(layers=6))
 
 
-def test_scores_of_known_predictions(script):
+def test_scores_of_known_predictions():
     class Perfect(torch.nn.Module):
         """Knows the labels; says wall where told to confuse floor with it."""
 
@@ -104,11 +91,11 @@ def test_scores_of_known_predictions(script):
             logits = torch.nn.functional.one_hot(truth, 19).permute(0, 3, 1, 2).float()
             return argparse.Namespace(logits=logits)
 
-    scores = script.evaluate(Perfect(False), "test", 1, 4, 48)
+    scores = evaluate(Perfect(False), "test", 1, 4, 48)
     assert scores["miou"] == scores["mean_accuracy"] == scores["pixel_accuracy"] == 1.0
     labels = render_scenes(range(4), (48, 48), "test", 1, materials="typical").labels
     floor, wall = (labels == 0).sum().item(), (labels == 2).sum().item()
-    scores, present = script.evaluate(Perfect(True), "test", 1, 4, 48), len(labels.unique())
+    scores, present = evaluate(Perfect(True), "test", 1, 4, 48), len(labels.unique())
     assert scores["iou"]["floor"] == 0.0
     assert scores["iou"]["wall"] == round(wall / (wall + floor), 3)
     assert len(scores["iou"]) == present
@@ -116,13 +103,13 @@ def test_scores_of_known_predictions(script):
     assert scores["pixel_accuracy"] == pytest.approx(1 - floor / labels.numel(), abs=1e-4)
 
 
-def test_loss_prefers_the_truth_and_weighs_classes(script):
+def test_loss_prefers_the_truth_and_weighs_classes():
     labels = render_scenes(range(2), (64, 64), "train", 0, materials="typical").labels
     good = 8.0 * torch.nn.functional.one_hot(labels, 19).permute(0, 3, 1, 2).float()
-    loss, weights = script.segmentation_loss, script.class_weights(0.5, torch.device("cpu"))
-    assert loss(good, labels, 0.5) < 0.1 < loss(good.roll(1, 1), labels, 0.5)
+    weights = class_weights(0.5, torch.device("cpu"))
+    assert segmentation_loss(good, labels, 0.5) < 0.1 < segmentation_loss(good.roll(1, 1), labels, 0.5)
     assert weights[CLASS_NAMES.index("cup")] > 5 * weights[CLASS_NAMES.index("floor")]
-    torch.testing.assert_close(script.class_weights(0.0, torch.device("cpu")), torch.ones(19))
+    torch.testing.assert_close(class_weights(0.0, torch.device("cpu")), torch.ones(19))
 
 
 def test_adjustment_gives_back_a_share_of_the_log_weights(script):
@@ -132,9 +119,9 @@ def test_adjustment_gives_back_a_share_of_the_log_weights(script):
     with torch.no_grad():
         pixels = torch.rand(1, 3, 64, 64)
         before = model(pixels).logits
-        script.adjust_logits(model, args)
+        adjust_logits(model.decode_head.mask_layernorm.bias, args)
         given = (before - model(pixels).logits).mean(dim=(0, 2, 3))
-    torch.testing.assert_close(given, 0.25 * script.class_weights(0.5, torch.device("cpu")).log())
+    torch.testing.assert_close(given, 0.25 * class_weights(0.5, torch.device("cpu")).log())
 
 
 def test_embedded_model_is_small():

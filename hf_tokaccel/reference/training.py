@@ -21,6 +21,7 @@ from accelerate.utils import DataLoaderConfiguration, set_seed
 from torch import Tensor, nn
 from torch.utils.data import BatchSampler, DataLoader
 from tqdm.auto import tqdm
+from transformers import AutoImageProcessor
 
 from hf_tokaccel.scenes import SceneDataset
 
@@ -84,7 +85,8 @@ def place(embeddings: Tensor, grid: int) -> None:
 
 def export(model: nn.Module, folder: Path, processor: Any) -> None:
     """Write model and processor; weights are stored in half precision, the config asks for single precision."""
-    state = {k: v.detach().half().cpu() for k, v in model.state_dict().items()}
+    # Batch normalisation also counts its steps, which half precision could not.
+    state = {k: (v.half() if v.is_floating_point() else v).cpu() for k, v in model.state_dict().items()}
     model.save_pretrained(folder, state_dict=state)
     processor.save_pretrained(folder)
 
@@ -222,3 +224,12 @@ def train(args: argparse.Namespace, task: Task) -> None:
         export(plain, Path(args.output), task.processor(args.image_size))
         shutil.copy(run.log_path, Path(args.output) / "training_log.jsonl")
     accelerator.end_training()
+
+
+def train_or_evaluate(args: argparse.Namespace, task: Task, auto_class: type) -> None:
+    """Do what the arguments of `parser` ask for; `auto_class` loads the model of `--evaluate`."""
+    if args.evaluate:
+        model = auto_class.from_pretrained(args.evaluate, dtype=torch.float32)
+        print_metrics(model, AutoImageProcessor.from_pretrained(args.evaluate), args, task)
+    else:
+        train(args, task)
