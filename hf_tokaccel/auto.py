@@ -12,7 +12,7 @@ from .graft import pair_configs, transplant
 from .modeling import AcceleratedModel
 from .registry import FAMILIES, accelerated_class, native_class, unsupported
 from .semantic.configuration import SemanticTokenConfig
-from .semantic.modeling import SemanticModel, initialize, semantic_config
+from .semantic.modeling import SemanticConfig, SemanticModel, initialize, semantic_config
 
 Accel = TokenClusteringConfig | SemanticTokenConfig | dict[str, Any] | None
 
@@ -50,7 +50,13 @@ def accelerate_config(
 
 
 def to_native_config(config: PreTrainedConfig) -> PreTrainedConfig:
-    """A copy of a configuration as plain Transformers knows it."""
+    """A copy of a configuration as plain Transformers knows it.
+
+    Raises:
+        ValueError: for one with semantic tokens, whose models are no plain ones.
+    """
+    if isinstance(config, SemanticConfig):
+        raise _no_counterpart(f"model type {config.model_type!r}")
     if isinstance(config, AcceleratedConfig):
         return _convert(config, native_class(type(config)))
     config = copy.deepcopy(config)
@@ -107,6 +113,8 @@ def to_native(model: PreTrainedModel) -> PreTrainedModel:
         ValueError: when Transformers has no such class.
     """
     _check_model(model)
+    if isinstance(model, SemanticModel):
+        raise _no_counterpart(type(model).__name__)
     cls = _native_type(model)
     if cls is None:
         raise ValueError(
@@ -114,6 +122,13 @@ def to_native(model: PreTrainedModel) -> PreTrainedModel:
             "switch acceleration off with accelerate(model, None), or save the weights with save_pretrained."
         )
     return _rebuild(model, cls, to_native_config(model.config))
+
+
+def _no_counterpart(what: str) -> ValueError:
+    return ValueError(
+        f"{what} has no counterpart in Transformers, since its layers run on semantic tokens: load a plain model, for "
+        "example with AutoModelForImageClassification.from_pretrained('facebook/deit-small-patch16-224')."
+    )
 
 
 def _native_type(model: PreTrainedModel) -> type | None:

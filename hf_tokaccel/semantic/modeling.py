@@ -169,7 +169,13 @@ def _from_plain(cls: type, native_class: type, name: Any, args: tuple, config: A
     if isinstance(config, SemanticConfig):
         accel = config.accel if accel is None else accel
         config = plain_config(config, native_class.config_class)
+    # What only our configuration knows, such as drop_path_rate: kept by the host's as it keeps any other name.
+    fields = {
+        name for name in cls.config_class.__dataclass_fields__ if name not in native_class.config_class().to_dict()
+    }
+    extra = {name: kwargs.pop(name) for name in fields & kwargs.keys()}
     native, info = native_class.from_pretrained(name, *args, config=config, output_loading_info=True, **kwargs)
+    native.config.update(extra)
     model, report = initialize(native, SemanticTokenConfig() if accel is None else accel)
     lacking = [key for key in info["missing_keys"] if key in report.initialized]
     if lacking:

@@ -14,13 +14,11 @@ def check_token_grid(grid: tuple[int, int], size: tuple[int, int], pooling: str,
     which none may lie outside of it.
     """
     sides = [[side for side in range(1, tokens + 1) if _fits(side, tokens, pooling)] for tokens in size]
-    if (
-        all(side in allowed for side, allowed in zip(grid, sides, strict=True))
-        and grid[0] * grid[1] < size[0] * size[1]
-    ):
+    fewer = grid[0] * grid[1] < size[0] * size[1]
+    if fewer and all(side in allowed for side, allowed in zip(grid, sides, strict=True)):
         return
-    heights, widths = ([side for side in allowed if side < tokens] or [1] for allowed, tokens in zip(sides, size))
-    example = tuple(min(allowed, key=lambda side: abs(side - 4)) for allowed in (heights, widths))
+    smaller = [allowed[:-1] or allowed for allowed in sides]
+    example = tuple(min(allowed, key=lambda side: abs(side - 4)) for allowed in smaller)
     raise ValueError(
         f"token_grid={tuple(grid)} does not fit: it must give fewer semantic tokens than the {size[0]} x {size[1]} "
         f"tokens of {where}, with h one of {sides[0]} and w one of {sides[1]} for pooling={pooling!r}, for example "
