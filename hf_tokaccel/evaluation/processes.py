@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from pathlib import Path
+from typing import Any
 
 import psutil
 import torch
@@ -13,14 +14,18 @@ from accelerate import Accelerator, DataLoaderConfiguration
 from .environment import available_cores
 
 
-def make_accelerator(cpu: bool = False) -> Accelerator:
+def make_accelerator(cpu: bool = False, **options: Any) -> Accelerator:
     """Accelerator whose data loaders give every sample to exactly one process; on CPUs the processes share all cores.
+
+    Args:
+        cpu: Run on the CPU even where there is a GPU.
+        options: Further arguments of `Accelerator`.
 
     Raises:
         ValueError: The launcher was asked for several processes but started one, as
             `accelerate launch --cpu --num_processes 2` does.
     """
-    accelerator = Accelerator(cpu=cpu, dataloader_config=DataLoaderConfiguration(even_batches=False))
+    accelerator = Accelerator(cpu=cpu, dataloader_config=DataLoaderConfiguration(even_batches=False), **options)
     asked = _launched_processes()
     if asked > accelerator.num_processes:
         raise ValueError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -37,13 +38,20 @@ class Entry:
     group: int = 0
 
 
-def parse_accel(text: str) -> ta.TokenClusteringConfig:
+def parse_accel(
+    text: str, config: type = ta.TokenClusteringConfig, example: str = "cluster_after=4,cluster_grid=12x12"
+) -> Any:
     """Setting from JSON or from `key=value,key=value`, where `12x16` is a grid and `none` is None.
 
+    Args:
+        text: To be read.
+        config: Class of the setting.
+        example: A text that works, for error messages.
+
     Raises:
-        ValueError: Text that is neither, or a setting that `TokenClusteringConfig` refuses.
+        ValueError: Text that is neither, or a setting that `config` refuses.
     """
-    example = "for example cluster_after=4,cluster_grid=12x12,expansion=delta"
+    example = f"for example {example}"
     if text.lstrip().startswith("{"):
         try:
             values = json.loads(text)
@@ -58,7 +66,7 @@ def parse_accel(text: str) -> ta.TokenClusteringConfig:
             values[key] = _parse_value(value)
         if not values:
             raise ValueError(f"accel {text!r} is empty; {example}")
-    return ta.TokenClusteringConfig.from_dict(values)
+    return config.from_dict(values)
 
 
 def parse_accels(texts: Sequence[str]) -> list[ta.TokenClusteringConfig]:
