@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import (
-    AutoImageProcessor,
     AutoModelForUniversalSegmentation,
     Mask2FormerConfig,
     Mask2FormerForUniversalSegmentation,
@@ -21,11 +20,11 @@ from transformers import (
 from transformers.models.mask2former.modeling_mask2former import Mask2FormerLoss
 
 from hf_tokaccel.evaluation.panoptic import STEP, code, image_sums, metrics_from_sums, num_sums, segment_map
-from hf_tokaccel.reference.training import Task, parser, print_metrics, train
+from hf_tokaccel.reference.segmentation import LABELS, MATERIALS
+from hf_tokaccel.reference.training import Task, parser, train_or_evaluate
 from hf_tokaccel.scenes import CLASS_NAMES, render_scenes
 from hf_tokaccel.scenes._classes import NUM_STUFF
 
-MATERIALS = "typical"
 DEPTHS = (2, 2, 6, 2)
 
 
@@ -54,8 +53,7 @@ def build_config(args: argparse.Namespace) -> Mask2FormerConfig:
         num_queries=args.queries,
         train_num_points=args.points,
         no_object_weight=args.no_object,
-        id2label=dict(enumerate(CLASS_NAMES)),
-        label2id={name: i for i, name in enumerate(CLASS_NAMES)},
+        **LABELS,
     )
 
 
@@ -177,11 +175,7 @@ def main() -> None:
         finish=single_outputs,
         adamw=("sampling_offsets", "attention_weights", "relative_position_bias_table"),
     )
-    if args.evaluate:
-        model = AutoModelForUniversalSegmentation.from_pretrained(args.evaluate, dtype=torch.float32)
-        print_metrics(model, AutoImageProcessor.from_pretrained(args.evaluate), args, task)
-    else:
-        train(args, task)
+    train_or_evaluate(args, task, AutoModelForUniversalSegmentation)
 
 
 if __name__ == "__main__":
