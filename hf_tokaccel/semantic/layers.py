@@ -107,8 +107,9 @@ class SemanticLayer(GradientCheckpointingLayer):
         gather: Callable[[Tensor], Tensor] | None = None,
         attention_mask: Tensor | None = None,
         shortcut: bool = True,
+        with_weights: bool = False,
         **kwargs: Any,
-    ) -> Tensor:
+    ) -> Tensor | tuple[Tensor, Tensor | None]:
         """New states (B, Q, C) of the queries.
 
         Args:
@@ -120,6 +121,8 @@ class SemanticLayer(GradientCheckpointingLayer):
                 None where these are the same.
             attention_mask: added to the logits, broadcast to (B, heads, Q, K).
             shortcut: whether what is attended is added to the queries.
+            with_weights: whether to return attention weights (B, heads, Q, K) too; None where the implementation does
+                not tell them.
         """
         normed = self.layernorm_before(queries)
         source = normed if context is None else self.layernorm_before(context)
@@ -131,10 +134,11 @@ class SemanticLayer(GradientCheckpointingLayer):
             others = normed if own is queries else self.layernorm_before(own)
             keys = torch.cat((self.attention.k_proj(others), keys), dim=1)
             values = torch.cat((self.attention.v_proj(others), values), dim=1)
-        attended, _ = self.attention(normed, keys, values, attention_mask, **kwargs)
+        attended, weights = self.attention(normed, keys, values, attention_mask, **kwargs)
         attended = self._scaled(self.dropout(attended), self.layer_scale_1)
         states = queries + attended if shortcut else attended
-        return states + self._scaled(self.dropout(self.mlp(self.layernorm_after(states))), self.layer_scale_2)
+        states = states + self._scaled(self.dropout(self.mlp(self.layernorm_after(states))), self.layer_scale_2)
+        return (states, weights) if with_weights else states
 
     @staticmethod
     def _scaled(states: Tensor, scale: Tensor | None) -> Tensor:

@@ -1,17 +1,14 @@
 """Original Segmenter checkpoints (rstrudel/segmenter, and the Expedit port's names) to folders of Transformers."""
 
-import pickle
-import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 from torch import Tensor
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
+from ...checkpoints import Conversion, ConversionError, fill_model, read_checkpoint, some
 from .class_names import CLASS_NAMES
 from .configuration import SegmenterConfig
 from .keys import is_expedit, to_original_names, to_our_names
@@ -21,32 +18,7 @@ NORMALIZATIONS = {
     "vit": {},
     "deit": {"image_mean": list(IMAGENET_DEFAULT_MEAN), "image_std": list(IMAGENET_DEFAULT_STD)},
 }
-_LISTED = 5  # parameters that an error names
 _ALWAYS = ("encoder.cls_token", "encoder.pos_embed", "encoder.patch_embed.proj.weight", "encoder.norm.weight")
-
-
-class ConversionError(ValueError):
-    """A file that cannot be converted, with the reason."""
-
-
-@dataclass
-class Conversion:
-    """A converted checkpoint.
-
-    Attributes:
-        model: in evaluation mode.
-        processor: the image processor that goes with it.
-        notes: what was left out or assumed, for the user to read.
-    """
-
-    model: SegmenterForSemanticSegmentation
-    processor: Any
-    notes: list[str] = field(default_factory=list)
-
-    def save(self, folder: Path) -> None:
-        """Writes weights, config and image processor."""
-        self.model.save_pretrained(folder)
-        self.processor.save_pretrained(folder)
 
 
 class _VariantLoader(yaml.SafeLoader):
@@ -78,37 +50,6 @@ def convert(checkpoint: Path, variant: Path) -> Conversion:
     if unused:
         conversion.notes.append(f"dropped, since Segmenter never uses it: {', '.join(unused)}")
     return conversion
-
-
-def read_checkpoint(path: Path) -> dict[str, Tensor]:
-    """Parameters by name; nothing but tensors and plain containers is unpickled.
-
-    Raises:
-        ConversionError: when the file cannot be read like that, or holds no parameters.
-    """
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
-        code = re.search(r"GLOBAL (\S+)", str(error))
-        if code is None:
-            raise ConversionError(
-                f"{path} is not a PyTorch checkpoint, or it is damaged: {type(error).__name__}."
-            ) from error
-        raise ConversionError(
-            f"{path} holds more than tensors ({code[1]}), which could run any code when it is loaded. If you trust "
-            "its source, keep the weights alone: torch.save({'model': torch.load(path, weights_only=False)['model']}, "
-            "'weights.pth')."
-        ) from error
-    for name in ("model", "state_dict"):
-        if isinstance(content, Mapping) and isinstance(content.get(name), Mapping):
-            content = content[name]
-            break
-    if not isinstance(content, Mapping) or not content or not all(isinstance(v, Tensor) for v in content.values()):
-        found = (
-            ", ".join(map(str, list(content)[:_LISTED])) if isinstance(content, Mapping) else type(content).__name__
-        )
-        raise ConversionError(f"{path} holds no parameters under 'model', but: {found or 'nothing'}.")
-    return dict(content)
 
 
 def read_variant(path: Path) -> dict[str, Any]:
@@ -177,8 +118,8 @@ def _check_is_segmenter(path: Path, state: Mapping[str, Tensor]) -> None:
         missing = ["decoder.*"]
     if missing:
         raise ConversionError(
-            f"{path} is not a checkpoint of Segmenter: it lacks {_some(missing)} and has, for example, "
-            f"{_some(list(state))}."
+            f"{path} is not a checkpoint of Segmenter: it lacks {some(missing)} and has, for example, "
+            f"{some(list(state))}."
         )
 
 
@@ -280,23 +221,5 @@ def _window(path: Path, settings: Mapping[str, Any], notes: list[str]) -> dict[s
 def _load(path: Path, model: SegmenterForSemanticSegmentation, state: Mapping[str, Tensor]) -> list[str]:
     """Fills the model; gives the names that it has no use for."""
     ours, unused = to_our_names(state)
-    expected = {name: value.shape for name, value in model.state_dict().items()}
-    problems = {
-        "lacks": [name for name in expected if name not in ours],
-        "does not fit the model with": [name for name in ours if name not in expected],
-        "has other shapes than variant.yml for": [
-            f"{name} ({tuple(value.shape)} instead of {tuple(expected[name])})"
-            for name, value in ours.items()
-            if name in expected and value.shape != expected[name]
-        ],
-    }
-    found = "; it ".join(f"{what} {_some(names)}" for what, names in problems.items() if names)
-    if found:
-        raise ConversionError(f"{path} does not match its variant.yml (names as in the converted model): it {found}.")
-    model.load_state_dict(ours)
+    fill_model(model, ours, f"{path} does not match its variant.yml", "variant.yml")
     return unused
-
-
-def _some(names: list[str]) -> str:
-    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
-    return ", ".join(names[:_LISTED]) + more
