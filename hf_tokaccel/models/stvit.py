@@ -153,7 +153,8 @@ class TokAccelSTViTModel(STViTPreTrainedModel):
 
     def __init__(self, config: TokAccelSTViTConfig) -> None:
         super().__init__(config)
-        setting = config.accel_view()
+        # Kept, since torch.compile cannot trace how it is read from the configuration, where it stands once built.
+        self.setting = setting = config.accel_view()
         size, count = config.hidden_size, setting.token_grid[0] * setting.token_grid[1]
         self.embeddings = STViTEmbeddings(config)
         self.layers = global_layers(config, setting, ViTLayer)
@@ -183,7 +184,7 @@ class TokAccelSTViTModel(STViTPreTrainedModel):
         refuse_masks(self, kwargs)
         pixel_values = pixel_values.to(self.embeddings.patch_embeddings.projection.weight.dtype)
         states = self.embeddings(pixel_values, interpolate_pos_encoding)
-        setting = self.config.accel_view()
+        setting = self.setting
         grid = token_map(self.config, pixel_values.shape[-2:])
         if grid != self.embeddings.grid:
             check_token_grid(setting.token_grid, grid, setting.pooling)

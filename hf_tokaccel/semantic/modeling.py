@@ -1,7 +1,7 @@
 """What models with semantic tokens share: their configurations, loading from plain checkpoints, registration."""
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -176,10 +176,9 @@ def _from_plain(cls: type, native_class: type, name: Any, args: tuple, config: A
     extra = {name: kwargs.pop(name) for name in fields & kwargs.keys()}
     native, info = native_class.from_pretrained(name, *args, config=config, output_loading_info=True, **kwargs)
     native.config.update(extra)
-    model, report = initialize(native, SemanticTokenConfig() if accel is None else accel)
-    lacking = [key for key in info["missing_keys"] if key in report.initialized]
-    if lacking:
-        warnings.warn(f"{name} lacks {_some(lacking)}: these are untrained too.", stacklevel=3)
+    setting = SemanticTokenConfig() if accel is None else accel
+    model, report = _initialize(native, setting, missing=info["missing_keys"])
+    _warn(model, report)
     return (model, info) if wants_info else model
 
 
@@ -233,6 +232,23 @@ def initialize(model: PreTrainedModel, accel: SemanticTokenConfig | dict) -> tup
     Raises:
         ValueError: when the model is not supported or the setting does not fit.
     """
+    new, report = _initialize(model, accel)
+    _warn(new, report)
+    return new, report
+
+
+def _warn(model: PreTrainedModel, report: Initialization) -> None:
+    warnings.warn(
+        f"{type(model).__name__} is not trained yet: {report}. Layers that come from the plain model were trained on "
+        "all tokens, so train it, for example with examples/train_semantic_tokens.py.",
+        stacklevel=4,
+    )
+
+
+def _initialize(
+    model: PreTrainedModel, accel: SemanticTokenConfig | dict, missing: Collection[str] = ()
+) -> tuple[PreTrainedModel, Initialization]:
+    """See `initialize`; `missing` names parameters that are random in the plain model too."""
     if isinstance(model, SemanticModel):
         raise ValueError(
             f"{type(model).__name__} runs on the semantic tokens that it was built for: give a plain model to use "
@@ -245,7 +261,7 @@ def initialize(model: PreTrainedModel, accel: SemanticTokenConfig | dict) -> tup
         names = ", ".join(sorted(native.__name__ for native in family.models))
         raise ValueError(f"{type(model).__name__} cannot run on semantic tokens: use one of {names}.")
     new = cls(config).to(device=model.device, dtype=model.dtype)
-    given = model.state_dict()
+    given = {name: value for name, value in model.state_dict().items() if name not in missing}
     adapted = family.adapt(dict(given), new)
     own = new.state_dict()
     fits = {name: value for name, value in adapted.items() if name in own and own[name].shape == value.shape}
@@ -257,11 +273,6 @@ def initialize(model: PreTrainedModel, accel: SemanticTokenConfig | dict) -> tup
         initialized=sorted(name for name in fits if name in parameters),
         untrained=sorted(name for name in parameters if name not in fits),
         unused=sorted(given.keys() - used),
-    )
-    warnings.warn(
-        f"{cls.__name__} is not trained yet: {report}. Layers that come from the plain model were trained on all "
-        "tokens, so train it, for example with examples/train_semantic_tokens.py.",
-        stacklevel=2,
     )
     return new, report
 
