@@ -3,6 +3,7 @@ import torch
 from family import flatten
 from test_swin import ACCEL, StagedTester, awaken
 from test_swin import TINY as SWIN
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import (
     AutoModel,
     AutoModelForUniversalSegmentation,
@@ -15,6 +16,8 @@ from transformers import (
 )
 
 import hf_tokaccel as ta
+from hf_tokaccel import track
+from hf_tokaccel.functional import plan_reconstruction
 
 BACKBONE = {
     **SWIN,
@@ -98,6 +101,27 @@ class TestMask2FormerForUniversalSegmentation(Mask2FormerTester):
         assert len(seen) == 1
         assert found[0]["mask"].size == (50, 40)
         assert "not supported" not in caplog.text
+
+    def test_a_clip_that_shares_a_plan_computes_one_for_all_its_frames(self, model, fast, monkeypatch):
+        """Video instance segmentation; equal frames and clips of another length are tested in `FamilyTester`."""
+        planned = []
+
+        def plan(tokens, *args, **kwargs):
+            planned.append(len(tokens))
+            return plan_reconstruction(tokens, *args, **kwargs)
+
+        monkeypatch.setattr(track, "plan_reconstruction", plan)
+        shared = ta.accelerate(model, {**self.accel, "shared_frames": 4})
+        clip, spent = self.images(4), []
+        for module in (fast, shared):
+            with FlopCounterMode(display=False) as counter, torch.no_grad():
+                output = module(clip)
+            spent.append(counter.get_total_flops())
+            assert [len(value) for value in (output.class_queries_logits, output.masks_queries_logits)] == [4, 4]
+        assert planned == [4 * 9, 9]  # of 9 windows
+        assert spent[1] < spent[0]
+        frames = output.masks_queries_logits
+        assert all((a - b).abs().max() > 1e-3 * b.abs().max() for a, b in zip(frames[1:], frames[:-1], strict=True))
 
     def test_loss(self, model, fast):
         labels = {
