@@ -138,10 +138,19 @@ class SemanticModel(ShimMixin):
 
         Warns:
             UserWarning: for a plain checkpoint, with the parameters that are untrained.
+
+        Raises:
+            ValueError: when this class can neither load the checkpoint nor start from it.
         """
         source = _source_config(pretrained_model_name_or_path, kwargs)
-        family = SEMANTIC.get(source.get("model_type"))
+        model_type = source.get("model_type")
+        family = SEMANTIC.get(model_type)
         if family is None:
+            if model_type not in (None, cls.config_class.model_type):
+                raise ValueError(
+                    f"{pretrained_model_name_or_path!r} is of model type {model_type!r}, which {cls.__name__} cannot "
+                    f"load. Supported: {cls.config_class.model_type}, and to start from {', '.join(sorted(SEMANTIC))}."
+                )
             return super().from_pretrained(pretrained_model_name_or_path, *args, config=config, **kwargs)
         natives = [native for native, ours in family.models.items() if ours is cls]
         if not natives:
