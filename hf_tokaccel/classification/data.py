@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,8 @@ from ..scenes import CLASS_NAMES, render_scenes
 
 BUILT_IN = ("digits", "scenes")
 SPECIFICATIONS = f"{' or '.join(BUILT_IN)}, {TABLES}"
+
+CLASS_FOLDERS = "at least 2 classes are needed, for example folders train/cat and train/dog"
 
 # Of scikit-learn's 1797 digits, in their order.
 DIGIT_SPLITS = {"train": (0, 1197), "validation": (1197, 1397), "test": (1397, 1797)}
@@ -47,6 +50,8 @@ class LabelledImages(Dataset):
         return len(self.labels)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
         return self._read(index), int(self.labels[index])
 
 
@@ -161,11 +166,15 @@ def _load_table(
     from datasets import ClassLabel
 
     table = load_table(name, split, SPECIFICATIONS)
+    if Path(name).is_dir() and table.column_names == [image]:
+        raise ValueError(f"{name!r}, split {split!r} has no classes: {CLASS_FOLDERS}")
     check_columns(table, name, {"--image-column": image, "--label-column": label})
     if not isinstance(table.features[label], ClassLabel):
         table = table.class_encode_column(label)
     classes = table.features[label].names
     if share is not None:
+        if not 0 < share[0] < 1:
+            raise ValueError(f"--val-share {share[0]} must be above 0 and below 1; for example --val-share 0.1")
         # Shuffled, since folders come in the order of their classes.
         parts = table.train_test_split(test_size=share[0], seed=0)
         table = parts["test" if share[1] == "held out" else "train"]
@@ -174,8 +183,7 @@ def _load_table(
     labels = np.asarray(table.with_format("numpy")[label][:]) if len(table) else np.zeros(0)
     if not len(labels) or len(classes) < 2:
         raise ValueError(
-            f"{name!r}, split {split!r} has {len(labels)} images of {len(classes)} classes; at least 2 classes are "
-            "needed, for example folders train/cat and train/dog"
+            f"{name!r}, split {split!r} has {len(labels)} images of {len(classes)} classes: {CLASS_FOLDERS}"
         )
     if labels.min() < 0:
         raise ValueError(f"{name!r}, split {split!r} has {int((labels < 0).sum())} images without a label")
