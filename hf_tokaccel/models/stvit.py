@@ -241,7 +241,7 @@ def generate(
 
 def refuse_masks(model: nn.Module, kwargs: dict[str, Any]) -> None:
     """Raises ValueError on the host's arguments that have no meaning here; attention would swallow them."""
-    for name in ("attention_mask", "bool_masked_pos", "head_mask"):
+    for name in ("attention_mask", "bool_masked_pos"):
         if kwargs.pop(name, None) is not None:
             raise ValueError(
                 f"{name} is not valid for {type(model).__name__}, whose semantic tokens are pooled from all tokens: "
@@ -276,20 +276,24 @@ class TokAccelSTViTForImageClassification(STViTPreTrainedModel):
         )
 
 
-def _adapt(values: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    """ViT's or DeiT's parameters under our names; tokens that are no patches are dropped, with their positions."""
+def patch_parameters(values: dict[str, Tensor], patches: int) -> dict[str, Tensor]:
+    """A host's parameters without its tokens that are no patches and their positions, which come first."""
     tokens = ("cls_token", "distillation_token", "mask_token")
-    adapted = {}
-    for name, value in values.items():
-        if name.startswith("deit."):
-            name = "vit." + name.removeprefix("deit.")
-        if name.startswith("cls_classifier."):
-            name = name.removeprefix("cls_")
+    kept = {name: value for name, value in values.items() if name.rpartition(".")[2] not in tokens}
+    for name, value in kept.items():
         if name.endswith("embeddings.position_embeddings"):
-            grid = token_map(model.config)
-            value = value[:, -grid[0] * grid[1] :]
-        if name.rpartition(".")[2] not in tokens:
-            adapted[name] = value
+            kept[name] = value[:, -patches:]
+    return kept
+
+
+def _adapt(values: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """ViT's or DeiT's parameters under our names."""
+    height, width = token_map(model.config)
+    names = {"deit.": "vit.", "cls_classifier.": "classifier."}
+    adapted = {}
+    for name, value in patch_parameters(values, height * width).items():
+        prefix = next((old for old in names if name.startswith(old)), "")
+        adapted[names.get(prefix, "") + name.removeprefix(prefix)] = value
     return adapted
 
 
