@@ -66,6 +66,7 @@ def test_round_trip_through_a_plain_dict():
         ({"formulation": "any", "recover": True}, "formulation='any' .*classification, detection"),
         ({"center_offset": 1}, "center_offset=1 .*True or False"),
         ({"global_centers": "yes"}, "global_centers='yes' .*None, True or False"),
+        ({"global_centers": True, "generation_layers": 1}, "global_centers=True .*False with generation_layers=1"),
         ({"layer_scale_init_value": -1.0}, "layer_scale_init_value=-1.0 .*0 for no LayerScale"),
         ({"key_window": 0}, "key_window=0 .*for example key_window=10"),
         ({"semantic_layers": 2}, "semantic_layers=2 .*None with recover=False"),

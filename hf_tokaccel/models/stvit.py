@@ -70,11 +70,6 @@ def fit_global(setting: SemanticTokenConfig, depth: int, size: tuple[int, int]) 
         global_centers=setting.generation_layers > 1,
         layer_scale_init_value=0.0,
     )
-    if setting.global_centers and setting.generation_layers == 1:
-        raise ValueError(
-            "global_centers=True is not valid with generation_layers=1: they join in the second generation layer, so "
-            "it must be False or there must be more layers, for example generation_layers=2."
-        )
     setting.check_depth(depth)
     check_token_grid(setting.token_grid, size, setting.pooling)
     return setting

@@ -52,11 +52,6 @@ class TokAccelSTViTSwinConfig(SemanticConfig, SwinConfig):
             setting = setting.fill(base_layers=10 if depth == 18 else max(1, depth // 2), merging="grid")
             side, window = setting.key_window, self.window_size
             require(side is None or side >= window, "key_window", side, f"at least window_size={window}", window + 3)
-        if setting.global_centers and setting.generation_layers == 1:
-            raise ValueError(
-                "global_centers=True is not valid with generation_layers=1: they join in the second generation layer, "
-                "so it must be False or there must be more layers, for example generation_layers=2."
-            )
         if setting.stem == "conv":
             patch = self.patch_size if isinstance(self.patch_size, int) else tuple(self.patch_size)
             require(patch in (4, (4, 4)), "patch_size", patch, "4 with stem='conv'", 4)
