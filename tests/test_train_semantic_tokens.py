@@ -192,6 +192,15 @@ def test_drop_path_needs_layers():
         DropPath(torch.nn.Linear(2, 2), 0.1)
 
 
+def test_help_explains_every_option(main, capsys):
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    said = " ".join(capsys.readouterr().out.split())
+    assert "--mix-probability MIX_PROBABILITY share of batches that mixup or cutmix changes; where both" in said
+    assert "evaluation crops from the centre. (default: 0.875)" in said
+    assert "--eval-every EVAL_EVERY epochs between two evaluations" in said
+
+
 # Data
 
 
@@ -387,9 +396,11 @@ def test_resumed_training_equals_uninterrupted_training(main, tmp_path, capsys):
 
     work = ["--work", str(tmp_path / "parts-work"), "--output", str(tmp_path / "new")]
     said = refusal(main, capsys, *options, *work, "--resume", "--lr", "1", "--seed", "3")
-    assert "trained with another recipe: lr was 0.004, is 1.0; seed was 0, is 3. Resume with" in said
+    assert "trained with another recipe: lr was 0.016, is 1.0; seed was 0, is 3. Resume with" in said
     said = refusal(main, capsys, *options, *work, "--resume", "--accel", "token_grid=2,generation_layers=1")
     assert "accel was" in said
+    with pytest.warns(UserWarning, match="of 1 processes and 2 accumulated parts, this run of 1 and 1"):
+        assert main([*options, *work, "--resume", "--accumulate", "1"]) == 0
     assert "holds a checkpoint: add --resume" in refusal(main, capsys, *options, *work)
     nothing = ["--work", str(tmp_path / "nothing"), "--resume"]
     assert "no checkpoint in" in refusal(main, capsys, *options, *nothing)

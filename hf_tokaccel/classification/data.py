@@ -188,11 +188,12 @@ def _load_table(
     if labels.min() < 0:
         raise ValueError(f"{name!r}, split {split!r} has {int((labels < 0).sum())} images without a label")
 
-    def read(index: int) -> Tensor:
-        picture: Any = read_row(table, index, f"{name}, split {split}")[image]
-        return V.pil_to_tensor(picture.convert("RGB"))
-
+    read = functools.partial(_read_picture, table, image, f"{name}, split {split}")
     return LabelledImages(f"{name}/{split}", classes, labels, read)
+
+
+def _read_picture(table: Any, column: str, name: str, index: int) -> Tensor:
+    return V.pil_to_tensor(read_row(table, index, name)[column].convert("RGB"))
 
 
 ORDER, IMAGE, STEP = 1, 2, 3  # what is drawn
