@@ -2,7 +2,7 @@
 
 python -m benchmarks.semantic_training                    about MINUTES minutes of one core; writes benchmarks/results
 python -m benchmarks.semantic_training --seeds 1 --data digits     quick look
-accelerate launch benchmarks/semantic_training.py --data scenes --size deit-tiny --image-size 224 --images 20000 \\
+python -m benchmarks.semantic_training --data scenes --size deit-tiny --image-size 224 --images 20000 \\
     --mixed-precision bf16 --workers 8 --name semantic_training-gpu    on a GPU
 
 The recipe was chosen for the base model alone. Models are those of the last epoch; scores are of the test split, which
@@ -14,7 +14,8 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import sys
+import time
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -23,9 +24,7 @@ import torch
 from accelerate.utils import set_seed
 from rich.console import Console
 
-if not __package__:  # accelerate launch runs files
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from benchmarks.common import ROOT, save, stamp
+from benchmarks.common import ROOT, interleaved, ratios, save, stamp
 from hf_tokaccel.classification import (
     SIZES,
     Recipe,
@@ -106,6 +105,7 @@ def read_accel(args: argparse.Namespace, kind: str) -> SemanticTokenConfig | Non
 
 def measure(args: argparse.Namespace, data: str) -> dict[str, dict]:
     """FLOPs, parameters and speed of both models, untrained: neither depends on the weights."""
+    torch.set_num_threads(1)
     device = make_accelerator(args.cpu, mixed_precision=args.mixed_precision).device
     size = input_size(build_processor(args.size, 1.0, args.image_size))
     classes = load_images(data, "validation", size).classes
@@ -123,26 +123,40 @@ def measure(args: argparse.Namespace, data: str) -> dict[str, dict]:
         rows[kind]["accel"] = getattr(model.config, "accel", None)
     for batch in args.batches:
         pixels = torch.rand(batch, 3, *size).to(device)
-        calls = [partial(model, pixel_values=pixels) for model in models.values()]
-        for kind, timing in zip(
-            models, time_interleaved(calls, device=device, rounds=args.rounds, warmup=3), strict=True
-        ):
-            rows[kind][f"batch {batch}"] = {"images_per_second": batch / timing.median, "speedup": timing.speedup}
+        calls = {kind: partial(model, pixel_values=pixels) for kind, model in models.items()}
+        for kind, (seconds, speedup) in speeds(calls, device, args.rounds).items():
+            rows[kind][f"batch {batch}"] = {"images_per_second": batch / seconds, "speedup": speedup}
     return rows
 
 
-def compare(args: argparse.Namespace, data: str) -> list[dict]:
+@torch.inference_mode()
+def speeds(calls: dict[str, Callable], device: torch.device, rounds: int) -> dict[str, tuple[float, float]]:
+    """Median seconds of each call, and its median speed-up over the first within rounds.
+
+    On a CPU in time of the calling thread, which other programs do not lengthen.
+    """
+    if device.type != "cpu":
+        timings = time_interleaved(list(calls.values()), device=device, rounds=rounds, warmup=3)
+        return {kind: (timing.median, timing.speedup) for kind, timing in zip(calls, timings, strict=True)}
+    times = interleaved(calls, rounds, time.thread_time)
+    base = next(iter(times.values()))
+    return {kind: (statistics.median(own), ratios(base, own)["median"]) for kind, own in times.items()}
+
+
+def train_all(args: argparse.Namespace, data: str) -> list[dict[str, dict]]:
+    """The results of both models by seed; seed by seed, so that an interrupted experiment has pairs."""
+    return [{kind: train_one(args, data, kind, seed) for kind in (BASE, SEMANTIC)} for seed in range(args.seeds)]
+
+
+def compare(runs: list[dict[str, dict]], costs: dict[str, dict]) -> list[dict]:
     """Both rows of a data set: scores of every seed, their mean and spread, and what they cost."""
-    # Seed by seed, so that an interrupted experiment has pairs.
-    runs = [{kind: train_one(args, data, kind, seed) for kind in (BASE, SEMANTIC)} for seed in range(args.seeds)]
-    costs = measure(args, data)
-    rows = []
+    rows, asked = [], runs[0][BASE]["asked"]
     for kind, cost in costs.items():
         scores = [run[kind]["test"]["accuracy"] for run in runs]
         differences = [run[kind]["test"]["accuracy"] - run[BASE]["test"]["accuracy"] for run in runs]
         rows.append({
-            "data": data,
-            "size": args.size,
+            "data": asked["data"],
+            "size": asked["size"],
             "kind": kind,
             "accuracy": scores,
             "mean": statistics.mean(scores),
@@ -153,7 +167,7 @@ def compare(args: argparse.Namespace, data: str) -> list[dict]:
             "train_seconds": [run[kind]["seconds"] for run in runs],
             "commits": sorted({run[kind]["commit"]["commit"] for run in runs if run[kind]["commit"]}),
             "images": runs[0][kind]["images"],
-            "recipe": runs[0][kind]["asked"]["recipe"],
+            "recipe": asked["recipe"],
             **cost,
         })  # fmt: skip
     return rows
@@ -161,19 +175,20 @@ def compare(args: argparse.Namespace, data: str) -> list[dict]:
 
 def markdown(rows: list[dict], batches: list[int]) -> str:
     """The table: accuracy as mean and standard deviation over seeds, differences of the same seeds."""
-    head = ["data", "model", "accuracy, %", "difference, points (each seed)", "MFLOPs", "parameters, M"]
-    head += [f"speed, batch {batch}" for batch in batches] + ["training, s"]
+    head = ["data", "model", "accuracy, %", "difference, points (each seed)", "MFLOPs", "of base", "parameters, M"]
+    head += [f"speed, batch {batch}" for batch in batches]
     lines = [f"| {' | '.join(head)} |", "|---|---" + "|---:" * (len(head) - 2) + "|"]
     for row in rows:
+        base = next(other for other in rows if other["data"] == row["data"] and other["kind"] == BASE)
         spread = "" if row["deviation"] is None else f" ± {100 * row['deviation']:.1f}"
         each = ", ".join(f"{100 * value:+.1f}" for value in row["differences"])
         grid = row["accel"]["token_grid"] if row["accel"] else None
         where = "" if grid is None else f", {grid[0]} x {grid[1]}{'' if 'deit' in row['size'] else ' of a window'}"
         cells = [row["data"], f"{row['size']}, {row['kind']}{where}", f"{100 * row['mean']:.1f}{spread}"]
         cells.append("" if grid is None else f"{100 * row['mean_difference']:+.1f} ({each})")
-        cells += [f"{1000 * row['gflops']:.1f}", f"{row['parameters'] / 1e6:.2f}"]
+        cells += [f"{1000 * row['gflops']:.1f}", f"{100 * row['gflops'] / base['gflops']:.0f} %"]
+        cells.append(f"{row['parameters'] / 1e6:.2f}")
         cells += [f"{row[f'batch {batch}']['speedup']:.2f}x" for batch in batches]
-        cells.append(f"{statistics.mean(row['train_seconds']):.0f}")
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -191,7 +206,7 @@ def main(argv: list[str] | None = None) -> None:
         add(f"--{name}", type=kind, help="instead of the preset's, see hf_tokaccel.classification.recipe")
     add("--rounds", type=int, default=40, help="of the timing")
     add("--batches", type=int, nargs="+", default=[1, 32], help="batch sizes that are timed")
-    add("--threads", type=int, default=1, help="of the CPU")
+    add("--threads", type=int, default=1, help="of the CPU, in training; speed is measured with one")
     add("--workers", type=int, default=0, help="processes that load data")
     add("--mixed-precision", choices=("no", "bf16", "fp16"))
     add("--cpu", action="store_true")
@@ -202,7 +217,8 @@ def main(argv: list[str] | None = None) -> None:
         parser.error(f"--seeds {args.seeds} must be at least 1, for example 3")
     torch.set_num_threads(args.threads)
     try:
-        rows = [row for data in args.data for row in compare(args, data)]
+        runs = {data: train_all(args, data) for data in args.data}
+        rows = [row for data, own in runs.items() for row in compare(own, measure(args, data))]
     except ValueError as error:
         parser.error(str(error))
     console = Console(width=170)
