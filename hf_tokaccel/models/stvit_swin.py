@@ -80,6 +80,32 @@ class TokAccelSTViTSwinEncoder(SemanticModel, SwinEncoder):
 
     config: TokAccelSTViTSwinConfig
 
+    def post_init(self) -> None:
+        resolution = self.layers[_STAGE].blocks[0].input_resolution
+        for stage in self.layers:
+            for block in stage.blocks:
+                become(block, WindowLayer)
+        self.layers[_STAGE] = self._third_stage(self.config.accel_view(), resolution)
+        super().post_init()
+
+    def _third_stage(self, setting: SemanticTokenConfig, resolution: tuple[int, int]) -> SemanticStage:
+        config, depths = self.config, self.config.depths
+        kind = DroppingStage
+        if setting.recover:
+            kind = LocalUnits if setting.formulation == "detection" else GlobalUnits
+        merging = SemanticMerging if setting.merging == "linear" else SwinPatchMerging
+        first, last = sum(depths[:_STAGE]), max(sum(depths) - 1, 1)
+        return kind(
+            config,
+            setting,
+            dim=config.embed_dim * 2**_STAGE,
+            input_resolution=resolution,
+            depth=depths[_STAGE],
+            num_heads=config.num_heads[_STAGE],
+            drop_path=[config.drop_path_rate * (first + index) / last for index in range(depths[_STAGE])],
+            downsample=merging if len(depths) > _STAGE + 1 else None,
+        )
+
     @merge_with_config_defaults
     @capture_outputs(tie_last_hidden_states=False)
     def forward(
@@ -114,30 +140,10 @@ class TokAccelSTViTSwinEncoder(SemanticModel, SwinEncoder):
 
 def _install(model: SwinModel) -> None:
     """Makes a host that was just built one with semantic tokens; parameters keep their names."""
-    config = model.config
-    setting, stages = config.accel_view(), model.encoder.layers
-    become(model.encoder, TokAccelSTViTSwinEncoder)
-    start, depth = sum(config.depths[:_STAGE]), config.depths[_STAGE]
-    last = max(sum(config.depths) - 1, 1)
-    merging = SemanticMerging if setting.merging == "linear" else SwinPatchMerging
-    kind = DroppingStage
-    if setting.recover:
-        kind = LocalUnits if setting.formulation == "detection" else GlobalUnits
-    stages[_STAGE] = kind(
-        config,
-        setting,
-        dim=config.embed_dim * 2**_STAGE,
-        input_resolution=tuple(side // 2**_STAGE for side in model.embeddings.patch_grid),
-        depth=depth,
-        num_heads=config.num_heads[_STAGE],
-        drop_path=[config.drop_path_rate * (start + index) / last for index in range(depth)],
-        downsample=merging if len(stages) > _STAGE + 1 else None,
-    )
-    for stage in stages:
-        for block in stage.blocks if stage is not stages[_STAGE] else ():
-            become(block, WindowLayer)
-    if setting.stem == "conv":
-        model.embeddings.patch_embeddings = ConvPatchEmbeddings(config)
+    # Built anew: what it records is known by the class that was built.
+    model.encoder = TokAccelSTViTSwinEncoder(model.config, model.embeddings.patch_grid)
+    if model.config.accel_view().stem == "conv":
+        model.embeddings.patch_embeddings = ConvPatchEmbeddings(model.config)
         model.embeddings.norm = nn.Identity()
 
 

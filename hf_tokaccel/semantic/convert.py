@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor
-from transformers import ViTImageProcessor
+from transformers import PreTrainedModel, ViTImageProcessor
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, PILImageResampling
 
 from ..checkpoints import Conversion, ConversionError, fill_model, read_checkpoint, some
@@ -58,20 +58,30 @@ def convert(checkpoint: Path, *, shortcut: bool = False) -> Conversion:
     is_classifier = "head.weight" in state
     if shortcut and not is_classifier:
         raise ConversionError(f"{checkpoint} is a detector's, which always has the shortcut: leave --shortcut out.")
-    config = read_config(checkpoint, state, shortcut or not is_classifier)
-    cls = TokAccelSTViTSwinForImageClassification if is_classifier else TokAccelSTViTSwinBackbone
-    model = cls(config)
-    # BatchNorm counts steps of training; a Backbone has a last LayerNorm that is never used.
-    optional = [name for name in model.state_dict() if re.search(r"num_batches_tracked$|^swin\.layernorm\.", name)]
-    names = to_our_names(state)
-    fill_model(model, names, f"{checkpoint} cannot be converted", "the rest of it tells", optional)
+    model = build_model(checkpoint, state, shortcut=shortcut)
     if is_classifier:
         notes.append("no class names in the checkpoint: LABEL_0, LABEL_1, ...")
         notes.append(
             f"taken to be trained {'with' if shortcut else 'without'} the flag 'shortcut'"
             + ("" if shortcut else ", as released; otherwise give --shortcut")
         )
-    return Conversion(model.eval(), image_processor(config, resize=is_classifier), notes)
+    return Conversion(model, image_processor(model.config, resize=is_classifier), notes)
+
+
+def build_model(checkpoint: Path, state: Mapping[str, Tensor], *, shortcut: bool = False) -> PreTrainedModel:
+    """A classifier, or else a Backbone, with the weights of a checkpoint under their own names; in evaluation mode.
+
+    Raises:
+        ConversionError: when one is missing, unknown, or does not fit the others.
+    """
+    is_classifier = "head.weight" in state
+    config = read_config(checkpoint, state, shortcut or not is_classifier)
+    model = (TokAccelSTViTSwinForImageClassification if is_classifier else TokAccelSTViTSwinBackbone)(config)
+    # BatchNorm counts steps of training; a Backbone has a last LayerNorm that is never used.
+    optional = [name for name in model.state_dict() if re.search(r"num_batches_tracked$|^swin\.layernorm\.", name)]
+    optional = [name for name in optional if not is_classifier or "layernorm" not in name]
+    fill_model(model, to_our_names(state), f"{checkpoint} cannot be converted", "the rest of it tells", optional)
+    return model.eval()
 
 
 def image_processor(config: TokAccelSTViTSwinConfig, *, resize: bool) -> ViTImageProcessor:
