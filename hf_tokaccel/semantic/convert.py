@@ -17,6 +17,7 @@ from ..models.stvit_swin import (
 )
 
 _UNIT = 6  # layers of a unit, in every release
+_SETTINGS = ("yacs.config.CfgNode",)  # the training's settings, stored beside the weights
 _IGNORED = ("relative_position_index", "attn_mask")
 _STEM = {"0.c": "0", "0.bn": "1", "2.c": "3", "2.bn": "4"}
 _BLOCK = {
@@ -42,7 +43,7 @@ def convert(checkpoint: Path, *, shortcut: bool = False) -> Conversion:
     Raises:
         ConversionError: when it is no checkpoint of STViT-R on Swin.
     """
-    state = read_checkpoint(checkpoint)
+    state = read_checkpoint(checkpoint, ignored=_SETTINGS)
     notes = []
     if any(name.startswith("backbone.") for name in state):
         others = [name for name in state if not name.startswith("backbone.")]
