@@ -16,6 +16,7 @@ from torchvision.transforms import v2
 from transformers import AutoImageProcessor, AutoModelForImageClassification, ViTImageProcessor, pipeline
 
 import hf_tokaccel as ta
+from benchmarks import semantic_training
 from hf_tokaccel.classification import SIZES, DropPath, Recipe, Teacher, build_model, build_processor, load_images
 from hf_tokaccel.classification.data import FURNITURE, Drawn, Steps
 from hf_tokaccel.classification.models import input_size
@@ -96,6 +97,20 @@ def test_rates_are_the_published_ones():
 def test_bad_recipes_are_refused(values, said):
     with pytest.raises(ValueError, match=said):
         Recipe(**values)
+
+
+@pytest.mark.parametrize("accel", [None, {"recover": False}, {"recover": True}])
+def test_drop_path_finds_every_layer_of_swin(accel):
+    """And is the only one: the configuration's own would drop attention a second time."""
+    setting = None if accel is None else SemanticTokenConfig(token_grid=2, **accel)
+    model = build_model("swin-micro", CLASSES, accel=setting, dense=accel is None)
+    assert model.config.drop_path_rate == 0
+    assert len(blocks(model)) == 1 + 1 + 6 + 1
+    DropPath(model, 0.9)
+    pixels = torch.rand(2, 3, 64, 64)
+    torch.manual_seed(0)
+    first, again = (model.train()(pixel_values=pixels).logits for _ in range(2))
+    assert not torch.equal(first, again)
 
 
 @pytest.mark.parametrize("name", ["tiny", "swin-micro"])
@@ -505,3 +520,32 @@ def test_two_processes_train_and_evaluate_as_one(main, tmp_path, capsys):
     assert by_one["images"] == 61
     assert by_two.pop("loss") == pytest.approx(by_one["loss"], rel=1e-6)
     assert by_two == {name: by_one[name] for name in ("accuracy", "top5")}
+
+
+def test_experiment_pairs_seeds_and_repeats_no_run(tmp_path, monkeypatch, capsys):
+    saved = {}
+    monkeypatch.setattr(semantic_training, "save", lambda name, result: saved.update(result) or semantic_training.ROOT)
+    options = ["--data", "digits", "--size", "tiny", "--accel", "token_grid=2,base_layers=1", "--images", "64"]
+    options += ["--seeds", "2", "--rounds", "2", "--batches", "1", "--work", str(tmp_path), "--cpu"]
+    semantic_training.main([*options, "--epochs", "3"])
+    base, ours = saved["rows"]
+    assert (base["kind"], ours["kind"]) == ("base", "semantic tokens")
+    assert (base["accel"], ours["accel"]["token_grid"]) == (None, [2, 2])
+    assert ours["gflops"] < base["gflops"]
+    assert ours["differences"] == [one - other for one, other in zip(ours["accuracy"], base["accuracy"], strict=True)]
+    assert ours["mean_difference"] == pytest.approx(sum(ours["differences"]) / 2)
+    assert f"{100 * base['mean']:.1f} ± {100 * base['deviation']:.1f}" in saved["markdown"]
+    results = sorted(tmp_path.glob("*/result.json"))
+    assert len(results) == 4
+    scores = json.loads(results[0].read_text())["test"]
+    written = [path.stat().st_mtime_ns for path in results]
+    semantic_training.main([*options, "--epochs", "3"])
+    assert [path.stat().st_mtime_ns for path in results] == written
+    with pytest.raises(SystemExit):
+        semantic_training.main([*options, "--epochs", "4"])
+    assert "holds a run with another recipe: choose another --work" in capsys.readouterr().err
+
+    # What was interrupted after its last checkpoint ends with the same scores.
+    results[0].unlink()
+    semantic_training.main([*options, "--epochs", "3"])
+    assert json.loads(results[0].read_text())["test"] == scores

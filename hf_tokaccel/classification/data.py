@@ -145,14 +145,18 @@ def load_scenes(split: str, size: tuple[int, int], limit: int | None = None, see
     pairs = sorted((number, kind) for kind, numbers in enumerate(found) for number in numbers)
     numbers, labels = zip(*pairs, strict=True)
     parts = [numbers[i : i + 256] for i in range(0, len(numbers), 256)]
-    shown = (render_scenes(part, size, split, seed, materials=MATERIALS).image for part in parts)
-    images = torch.cat([(image * 255).round().to(torch.uint8) for image in shown])
+    shown = (render_scenes(part, size, split, seed, _device(), MATERIALS).image for part in parts)
+    images = torch.cat([(image * 255).round().to(torch.uint8).cpu() for image in shown])
     return LabelledImages(f"scenes/{split}", FURNITURE, labels, images.__getitem__)
+
+
+def _device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def _furniture(numbers: range, split: str, seed: int) -> Iterator[tuple[int, int]]:
     """Number and label of the scenes that have one."""
-    shown = render_scenes(numbers, (LABEL_SIDE, LABEL_SIDE), split, seed, materials=MATERIALS).labels.flatten(1)
+    shown = render_scenes(numbers, (LABEL_SIDE, LABEL_SIDE), split, seed, _device(), MATERIALS).labels.flatten(1).cpu()
     kinds = torch.tensor([CLASS_NAMES.index(name) for name in FURNITURE])
     shares = (shown[:, :, None] == kinds).float().mean(dim=1)
     (first, second), kind = shares.topk(2).values.T, shares.argmax(dim=1)
