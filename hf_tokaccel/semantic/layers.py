@@ -154,8 +154,9 @@ class SemanticLayer(GradientCheckpointingLayer):
             keys = torch.cat((self.attention.k_proj(others), keys), dim=1)
             values = torch.cat((self.attention.v_proj(others), values), dim=1)
         attended, weights = self.attention(normed, keys, values, attention_mask, windows, **kwargs)
-        attended = self._scaled(self.dropout(attended), self.layer_scale_1)
-        states = queries + attended if shortcut else attended
+        attended = self._scaled(attended, self.layer_scale_1)
+        # Without a shortcut nothing would be left of what training drops.
+        states = queries + self.dropout(attended) if shortcut else attended
         states = states + self._scaled(self.dropout(self.mlp(self.layernorm_after(states))), self.layer_scale_2)
         return (states, weights) if with_weights else states
 
