@@ -7,8 +7,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import CommitInfo, HfApi, ModelCard
-from huggingface_hub.errors import HfHubHTTPError, HTTPError, LocalTokenNotFoundError
+from huggingface_hub import CommitInfo, HfApi, ModelCard, get_token
+from huggingface_hub.errors import HfHubHTTPError, HTTPError
 from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, PreTrainedConfig
 
@@ -143,8 +143,7 @@ def prepare_card(
     if result is None and not not_measured:
         raise ValueError(
             f"{folder} has no results for its card: measure with `hf_tokaccel evaluate {folder} --output {folder}`, "
-            "or give --results FILE, or --not-measured for a card that says so (in Python: result=..., "
-            "not_measured=True)"
+            "or give --results FILE, or --not-measured for a card that says so"
         )
     write_card(folder, name, result, **options)
 
@@ -177,6 +176,10 @@ def push_folder(
         OSError: The Hub cannot be reached, or refuses; nothing is visible then.
     """
     api = HfApi(library_name="hf_tokaccel", library_version=__version__)
+    if token is False or (not isinstance(token, str) and get_token() is None):
+        raise ValueError(
+            "no token for the Hub: run `hf auth login`, set HF_TOKEN, or give --token (in Python: token=)"
+        )
     try:
         api.whoami(token=token)
         repo_id = api.create_repo(repo_id, private=private, token=token, exist_ok=True).repo_id
@@ -192,8 +195,6 @@ def push_folder(
             commit_description=commit_description,
             ignore_patterns=[".*", "**/.*"],
         )
-    except LocalTokenNotFoundError as error:
-        raise ValueError("no token for the Hub: run `hf auth login`, set HF_TOKEN, or give --token") from error
     except HfHubHTTPError:
         raise
     # A connection that breaks is an error of the HTTP library, and in an upload a RuntimeError around one.
@@ -218,6 +219,11 @@ def push_model(
     **options: Any,
 ) -> CommitInfo:
     """What `push_to_hub` of our models does; see `hub.ShimMixin.push_to_hub`."""
+    if card is None and result is None and not not_measured:
+        raise ValueError(
+            f"{repo_id} has no results for its card: give result='outputs/evaluate_depth/result.json' or wherever the "
+            "evaluation of this model was written, card=... for a card of your own, or not_measured=True"
+        )
     source = model.config._name_or_path
     if processor is None:
         processor = load_processor(source) if source else None
