@@ -82,7 +82,7 @@ def export_model(
             f"{path} must end in {SUFFIXES[format]} for format {format}, for example model{SUFFIXES[format]}"
         )
     path.parent.mkdir(parents=True, exist_ok=True)
-    plain = _Plain(model.eval())
+    plain = _Plain(model).eval()
     # Other images than those of the export: a constant that was baked in shows.
     probe = images.flip(-1) * 0.9 + 0.05
     expected = _tensors(model(pixel_values=probe))
