@@ -8,6 +8,7 @@ from transformers import DepthAnythingConfig, DepthAnythingForDepthEstimation, D
 from typer.testing import CliRunner
 
 import hf_tokaccel as ta
+from benchmarks import real_sizes
 from hf_tokaccel.bench import BenchResult, Mode, bench, parse_mode, to_markdown, to_table
 from hf_tokaccel.bench.agreement import agreement, reading
 from hf_tokaccel.bench.architectures import ARCHITECTURES, build_architecture
@@ -276,3 +277,27 @@ def test_the_command_prints_writes_and_refuses(depth, tmp_path):
         refused = CliRunner().invoke(app, [*arguments, *wrong])
         assert refused.exit_code == 2
         assert said in " ".join(refused.stderr.split())
+
+
+def test_experiments_fill_their_page(depth, tmp_path, monkeypatch):
+    depth.save_pretrained(tmp_path / "model")
+    experiment = real_sizes.Experiment(str(tmp_path / "model"), about="a tiny model")
+    for name, value in (
+        ("EXPERIMENTS", {"tiny": experiment, "tiny-modes": experiment}),
+        ("RESULTS", tmp_path),
+        ("ROOT", tmp_path),
+        ("PAGE", tmp_path / "benchmarks.md"),
+    ):
+        monkeypatch.setattr(real_sizes, name, value)
+    (tmp_path / "benchmarks.md").write_text(
+        "Before.\n<!-- begin: real_sizes -->\nold\n<!-- end: real_sizes -->\nAfter."
+    )
+    monkeypatch.setattr("sys.argv", ["real_sizes", "tiny", "--rounds", "1", "--warmup", "0", "--device", "cpu"])
+    real_sizes.main()
+    text = (tmp_path / "benchmarks.md").read_text()
+    assert text.startswith("Before.")
+    assert text.endswith("After.")
+    assert "old" not in text
+    assert text.count("### tiny: a tiny model") == 1
+    assert "tiny-modes" not in text
+    assert "token merging" in text
