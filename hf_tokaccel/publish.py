@@ -15,7 +15,6 @@ from transformers import AutoConfig, PreTrainedConfig
 from .card import NOT_MEASURED, RESULT_NAME, build_card, read_result, setting_of
 from .evaluation import Result
 from .loading import first_line, load_processor
-from .registry import FAMILIES
 from .version import __version__
 
 CARD = "README.md"
@@ -41,7 +40,7 @@ def check_folder(folder: str | Path, processor: bool = True) -> PreTrainedConfig
         config = AutoConfig.from_pretrained(folder)
     except (OSError, ValueError) as error:
         raise ValueError(f"{folder}/config.json cannot be loaded: {first_line(error)}") from error
-    if setting_of(config) is None and config.model_type not in FAMILIES:
+    if setting_of(config) is None:
         raise ValueError(
             f"{folder} holds a plain {config.model_type!r} model; give it a setting first, for example "
             f"`hf_tokaccel accelerate {folder} --out {folder}-tokaccel`"

@@ -12,8 +12,6 @@ from pathlib import Path
 import torch
 from huggingface_hub.utils import _http
 
-_http.time.sleep = lambda seconds: None  # the client waits longer and longer between its attempts
-
 
 def control(**switches):
     body = json.dumps(switches).encode()
@@ -136,4 +134,5 @@ def read_without_import(folder):
 
 
 if __name__ == "__main__":
+    _http.time.sleep = lambda seconds: None  # the client waits longer and longer between its attempts
     print("\n" + json.dumps(globals()[sys.argv[1]](Path(sys.argv[2]))))
