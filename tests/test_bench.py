@@ -4,7 +4,16 @@ import json
 
 import pytest
 import torch
-from transformers import DepthAnythingConfig, DepthAnythingForDepthEstimation, Dinov2Config, SwinBackbone, SwinConfig
+from transformers import (
+    DepthAnythingConfig,
+    DepthAnythingForDepthEstimation,
+    Dinov2Config,
+    SamConfig,
+    SamModel,
+    SamVisionModel,
+    SwinBackbone,
+    SwinConfig,
+)
 from typer.testing import CliRunner
 
 import hf_tokaccel as ta
@@ -257,6 +266,17 @@ def test_subjects_and_their_names():
         parse_device("abacus")
     subject = load_subject("depth", "64x96", "cpu", batch_size=3)
     assert subject.images.shape == (3, 3, 64, 96)
+
+
+def test_of_models_that_take_prompts_the_vision_encoder_runs(tmp_path):
+    vision = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 64, "patch_size": 8}
+    vision |= {"window_size": 4, "global_attn_indexes": [1], "mlp_dim": 32, "output_channels": 8, "num_pos_feats": 4}
+    SamModel(SamConfig(vision_config=vision)).save_pretrained(tmp_path)
+    subject = load_subject(str(tmp_path), device="cpu")
+    assert type(subject.model) is SamVisionModel
+    assert subject.images.shape == (1, 3, 64, 64)
+    assert "vision encoder alone" in subject.notes[0]
+    assert reading(subject.model(subject.images))[0] == "features"
 
 
 def test_the_command_prints_writes_and_refuses(depth, tmp_path):

@@ -133,9 +133,8 @@ def _prepare(rival: Rival, mode: Mode, base: PreTrainedModel, images: Tensor) ->
     output = reading(call())  # compiles
     # What reads the output makes new tensors of most, but not of all; CUDA graphs write over those.
     output = output[0], output[1].clone()
-    call()
-    if alone is not None:
-        alone()
+    if mode.compile is not None:
+        call()  # CUDA graphs are recorded in the second call
     gc.collect()
     return _Runner(rival, mode, call, alone, output, peak_memory(call, images.device))
 

@@ -15,9 +15,17 @@ from transformers import PreTrainedModel
 from ..configuration import TokenClusteringConfig, as_accel
 from ..evaluation.datasets import open_photographs
 from ..evaluation.models import input_size
+from ..loading import load_checkpoint, load_config
 from .architectures import ARCHITECTURES, build_architecture
 from .rivals import as_images
 
+# Their image encoders are what runs on images alone, and what is accelerated.
+_VISION_TOWERS = {
+    "clip": "CLIPVisionModel",
+    "sam": "SamVisionModel",
+    "sam_hq": "SamHQVisionModel",
+    "siglip": "SiglipVisionModel",
+}
 _RANDOM = "the weights are random, so agreement says nothing; time, memory and GFLOPs do not depend on them"
 
 
@@ -69,9 +77,10 @@ def load_subject(
             settings = None
         sides = sides or architecture.size
     else:
-        from ..loading import load_checkpoint
-
-        checkpoint = load_checkpoint(name, dtype="float32")
+        tower = _VISION_TOWERS.get(load_config(name).model_type)
+        if tower is not None:
+            notes.append(f"{name}: its vision encoder alone")
+        checkpoint = load_checkpoint(name, auto_class=tower, dtype="float32")
         model, processor = checkpoint.model, checkpoint.processor
         settings = None if checkpoint.accel is None else [as_accel(checkpoint.accel)]
         sides = sides or default_size(model.config, processor)
@@ -81,8 +90,9 @@ def load_subject(
 
 def default_size(config: Any, processor: Any) -> tuple[int, int]:
     """Image size (height, width) of a processor, else of a configuration or of its backbone's."""
-    if processor is not None:
-        return input_size(getattr(processor, "image_processor", processor))
+    processor = getattr(processor, "image_processor", processor)
+    if {"height", "shortest_edge"} & {*(getattr(processor, "size", None) or {})}:
+        return input_size(processor)
     for part in (config, *(getattr(config, name, None) for name in ("backbone_config", "vision_config"))):
         if isinstance(side := getattr(part, "image_size", None), (int, list, tuple)):
             return (side, side) if isinstance(side, int) else tuple(side)
