@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help install style quality test test-slow bench paper-gflops results
+.PHONY: help install style quality test test-slow bench paper-gflops results semantic-tokens
 
 help:  ## Show this help
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -29,4 +29,10 @@ results:  ## Redo the committed results of the evaluations, and README's tables 
 	accelerate launch examples/evaluate_depth.py --output docs/evaluate_depth
 	accelerate launch examples/evaluate_segmentation.py --output docs/evaluate_segmentation
 	accelerate launch examples/evaluate_panoptic.py --output docs/evaluate_panoptic
+	python -m benchmarks.readme
+
+semantic-tokens:  ## Redo the experiments of semantic tokens (an hour), and the tables of their page
+	python -m benchmarks.semantic_tokens
+	python -m benchmarks.semantic_training
+	python -m benchmarks.semantic_dense
 	python -m benchmarks.readme

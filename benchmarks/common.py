@@ -18,9 +18,13 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 
 
-def stamp(paths: Iterable[str]) -> dict:
-    """Machine, versions, commit and command; `changed`: edited files among `paths`, which the numbers depend on."""
-    environment = describe_environment("cuda" if torch.cuda.is_available() else "cpu")
+def stamp(paths: Iterable[str], device: torch.device | str | None = None) -> dict:
+    """Machine, versions, commit and command; `changed`: edited files among `paths`, which the numbers depend on.
+
+    Args:
+        device: that was measured; by default a GPU where there is one.
+    """
+    environment = describe_environment(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     status = ["git", "status", "--porcelain", "--", *paths]
     changed = subprocess.run(status, cwd=ROOT, capture_output=True, text=True, check=False).stdout.splitlines()
     return environment | {"changed": changed}

@@ -12,13 +12,14 @@ from pathlib import Path
 from PIL import Image
 
 import hf_tokaccel as ta
+from benchmarks import semantic_dense, semantic_tokens
 from benchmarks.common import ROOT
 from benchmarks.method import ITERATIONS, NEIGHBORS, TARGETS
 from benchmarks.swin_stage import TARGET as STAGE_TARGET
 from hf_tokaccel.evaluation import Result, to_markdown
 
 EVALUATIONS = sorted((ROOT / "docs").glob("evaluate_*"))  # as examples/evaluate_*.py --output wrote them
-PAGES = [ROOT / "README.md", ROOT / "docs" / "models.md"]
+PAGES = [ROOT / "README.md", ROOT / "docs" / "models.md", ROOT / "docs" / "semantic_tokens.md"]
 METHOD_ROWS = {
     "dense, window {}": "as released: all distances, dense weights",
     "ours, window {}": "hf_tokaccel: clustering, plan and one reconstruction",
@@ -75,6 +76,20 @@ def swin_stage_table() -> str:
     return "\n".join([*(f"| {' | '.join(line)} |" for line in lines), "", _where(result, path)])
 
 
+def semantic_tables() -> dict[str, str]:
+    """What the benchmarks of semantic tokens printed."""
+    results = ROOT / "benchmarks" / "results"
+    paths = {name: results / f"{name}.json" for name in ("semantic_training", "semantic_dense")}
+    paths["semantic_tokens"] = max(results.glob("semantic_tokens-*.json"))
+    found = {name: json.loads(path.read_text()) for name, path in paths.items()}
+    printed = {
+        "semantic_training": found["semantic_training"]["markdown"],
+        "semantic_dense": semantic_dense.table(found["semantic_dense"]),
+        "semantic_tokens": semantic_tokens.markdown(found["semantic_tokens"]["rows"]),
+    }
+    return {name: "\n\n".join([text, _where(found[name], paths[name])]) for name, text in printed.items()}
+
+
 def _where(result: dict, path: Path) -> str:
     machine, versions = result["machine"], result["versions"]
     return (
@@ -90,17 +105,23 @@ def tables() -> dict[str, str]:
         "method": method_table(),
         "models": ta.support_table(),
         "swin_stage": swin_stage_table(),
+        **semantic_tables(),
     }
 
 
+def places(text: str) -> set[str]:
+    """Names of the marked places of a page."""
+    return set(re.findall(r"<!-- begin: (\w+) -->", text))
+
+
 def fill(page: Path) -> str:
-    """The text of a page with every marked place filled anew; README has a place for each table."""
+    """The text of a page with every marked place filled anew; each table has a place on one page at least."""
     text, filled = page.read_text(), tables()
-    places = set(re.findall(r"<!-- begin: (\w+) -->", text))
-    assert places <= set(filled), f"no result for the places {sorted(places - set(filled))} of {page.name}"
-    missing = set(filled) - places if page.name == "README.md" else set()
-    assert not missing, f"README has no place for {sorted(missing)}"
-    for name in places:
+    missing = set(filled) - set().union(*(places(other.read_text()) for other in PAGES))
+    assert not missing, f"no page has a place for {sorted(missing)}"
+    unknown = places(text) - set(filled)
+    assert not unknown, f"no result for the places {sorted(unknown)} of {page.name}"
+    for name in places(text):
         place = re.compile(rf"(<!-- begin: {name} -->\n).*?(<!-- end: {name} -->)", re.DOTALL)
         text = place.sub(lambda match, table=filled[name]: f"{match[1]}\n{table}\n\n{match[2]}", text)
     return text

@@ -1,6 +1,6 @@
 """Train an image classifier on semantic tokens (STViT), or the plain model by the same recipe.
 
-accelerate launch examples/train_semantic_tokens.py --dataset imagenet-1k --model deit-small --output stvit-deit-small
+accelerate launch examples/train_semantic_tokens.py --dataset ILSVRC/imagenet-1k --output stvit-deit-small
 accelerate launch --cpu --num_processes 1 examples/train_semantic_tokens.py --dataset digits --output digits-16-tokens
 python examples/train_semantic_tokens.py --dataset digits --evaluate digits-16-tokens
 """
@@ -31,7 +31,7 @@ from hf_tokaccel.classification import (
 from hf_tokaccel.classification.card import write_card
 from hf_tokaccel.classification.data import BUILT_IN, SPECIFICATIONS
 from hf_tokaccel.classification.models import check_classes, input_size
-from hf_tokaccel.classification.recipe import DROP_PATH, PRESETS
+from hf_tokaccel.classification.recipe import DROP_PATH, PRESETS, described
 from hf_tokaccel.evaluation import make_accelerator
 from hf_tokaccel.evaluation.rivals import parse_accel
 from hf_tokaccel.semantic import SemanticTokenConfig
@@ -61,16 +61,16 @@ def build_parser() -> argparse.ArgumentParser:
     add("--evaluate", metavar="DIR", help="print the scores of a trained model on --test-split")
     add("--mixed-precision", choices=("no", "bf16", "fp16"))
     add("--cpu", action="store_true", help="run on the CPU even where there is a GPU")
+    meanings = described(Settings)
     for field in dataclasses.fields(Settings):
         if field.name not in ("work", "resume", "identity"):
-            kind = str if field.name == "keep" else int
-            add(option(field.name), type=kind, default=field.default, help=f"see Settings (default: {field.default})")
-    recipe = parser.add_argument_group(
-        "recipe", "see Recipe; defaults are those of ImageNet, or of a built-in data set"
-    )
+            kind, text = str if field.name == "keep" else int, f"{meanings[field.name]} (default: {field.default})"
+            add(option(field.name), type=kind, default=field.default, help=text)
+    recipe = parser.add_argument_group("recipe", "built-in data sets have other defaults, which the model card tells")
+    meanings = described(Recipe)
     for field in dataclasses.fields(Recipe):
         kind = int if get_type_hints(Recipe)[field.name] is int else float
-        recipe.add_argument(option(field.name), type=kind, help=f"default: {field.default}")
+        recipe.add_argument(option(field.name), type=kind, help=f"{meanings[field.name]} (default: {field.default})")
     return parser
 
 

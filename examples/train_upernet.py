@@ -46,7 +46,7 @@ def build_processor(side: int) -> SegformerImageProcessor:
 
 def main() -> None:
     sizes = {"patch-size": 2, "head-width": 32, "features": 32}
-    arguments = segmentation_parser(__doc__, "56:16:600,112:8:700", "outputs/train_upernet", sizes)
+    arguments = segmentation_parser(__doc__, "56:16:500,112:8:400", "outputs/train_upernet", sizes)
     arguments.add_argument(
         "--backbone", choices=BACKBONES, default="swin", help="stvit_r: the third stage of Swin on semantic tokens"
     )

@@ -40,6 +40,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--shared", type=int, help="frames that share a plan, a divisor of their number (default: all)")
     add("--accel", help="setting as JSON or key=value,... (default: that of the model, or a careful one)")
     add("--threshold", type=float, help="score from which a query counts (default: the image processor's)")
+    add("--overlap", type=float, help="share of its mask that a segment must keep (default: the image processor's)")
     add("--rounds", type=int, default=10, help="timed rounds")
     add("--cpu", action="store_true", help="run on the CPU even where there is a GPU")
     add("--seed", type=int, default=0, help="picks the scene")
@@ -115,14 +116,10 @@ def run(args: argparse.Namespace, console: Console) -> None:
     panoptic_task.give_task_input(dense, str(folder))
     labels = panoptic_task.class_names(dense.config)
     things = panoptic_task.things_without_data(labels)
-    task = panoptic_task.PanopticTask(
-        processor, panoptic_task.PanopticProtocol(labels, things, threshold=args.threshold)
-    )
-    frames = (
-        pan(input_size(processor), args.length, args.seed)
-        if args.frames is None
-        else read_frames(args.frames, args.length)
-    )
+    protocol = panoptic_task.PanopticProtocol(labels, things, threshold=args.threshold, overlap=args.overlap)
+    task = panoptic_task.PanopticTask(processor, protocol)
+    made = args.frames is None
+    frames = pan(input_size(processor), args.length, args.seed) if made else read_frames(args.frames, args.length)
     items = [task.encode({"image": image}) for image in frames]
     clip = torch.stack([item["pixel_values"] for item in items]).to(device)
     size, count = tuple(clip.shape[-2:]), args.shared or len(frames)
@@ -143,10 +140,10 @@ def run(args: argparse.Namespace, console: Console) -> None:
     for i, title in enumerate([*(f"frame {i}" for i in range(1, len(frames) + 1)), "clip"]):
         cells = (f"PQ {100 * quality[i]:.1f}, {100 * alike[i]:.1f} % alike" for quality, alike in measured)
         table.add_row(title, *cells, end_section=i >= len(frames) - 1)
-    table.add_row("GFLOPs per frame", *(f"{value:.2f}" for value in gflops))
+    table.add_row("GFLOPs per frame", *(f"{value:.3g}" for value in gflops))
     table.add_row("ms per frame", *(f"{1000 * time.median / len(frames):.1f}" for time in times))
     table.add_row("speed", *(f"{time.speedup:.2f}x" for time in times))
-    table.caption = "PQ against the dense model's segments; alike: pixels of the same segment"
+    table.caption = "PQ against the dense model's segments, nan where it finds none; alike: pixels of the same segment"
     console.print(table)
     draw(frames, names, found, args.output / "clip.png", heading)
     console.print(f"the frames are in {args.output / 'clip.png'}")

@@ -2,6 +2,7 @@
 
 import pickle
 import re
+from collections import OrderedDict
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -38,14 +39,19 @@ class Conversion:
         self.processor.save_pretrained(folder)
 
 
-def read_checkpoint(path: Path) -> dict[str, Tensor]:
+def read_checkpoint(path: Path, ignored: Collection[str] = ()) -> dict[str, Tensor]:
     """Parameters by name, also those under "model" or "state_dict"; only tensors and plain containers are unpickled.
+
+    Args:
+        path: the file.
+        ignored: full names of classes derived from dict whose objects may be in it; they are read as plain ones.
 
     Raises:
         ConversionError: when the file cannot be read like that, or holds no parameters.
     """
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals([(OrderedDict, name) for name in ignored]):
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
         code = re.search(r"GLOBAL (\S+)", str(error))
         if code is None:

@@ -33,13 +33,19 @@ def launch(script: Path, *arguments: str) -> str:
     return done.stdout
 
 
-def run_one_and_two(main, script, options, folder):
-    """The results of one process and of two, and what the two printed; all with one thread, which rounds alike."""
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
-    command = [*launch, "--main_process_port", "0", str(script), *options, "--output", str(folder / "two")]
+def launch_two(script: Path, *arguments: str) -> str:
+    """Run a script on two processes with one thread each, and return what they printed."""
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
+    command += ["--main_process_port", "0", str(script), *arguments]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(script.parents[1])}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def run_one_and_two(main, script, options, folder):
+    """The results of one process and of two, and what the two printed; all with one thread, which rounds alike."""
+    printed = launch_two(script, *options, "--output", str(folder / "two"))
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -48,4 +54,4 @@ def run_one_and_two(main, script, options, folder):
         torch.set_num_threads(threads)
     one, two = (Result.load(folder / name / "result.json") for name in ("one", "two"))
     assert (one.num_processes, two.num_processes) == (1, 2)
-    return one, two, done.stdout
+    return one, two, printed

@@ -9,13 +9,16 @@ from transformers import ViTConfig, ViTForImageClassification
 
 import hf_tokaccel as ta
 from benchmarks.paper_gflops import TABLES, __main__, mask2former, report
+from benchmarks.paper_gflops.stvit_terms import VIT_WIDTHS
 from benchmarks.paper_gflops.table import Checked, flops
 from hf_tokaccel.evaluation.speed import count_gflops
 from hf_tokaccel.models.vit import TokAccelViTForImageClassification
 
 DOCUMENT = Path(__file__).parent.parent / "docs" / "paper_gflops.md"
 LOADED = {name: __main__.load(name) for name in TABLES}
-ROWS = [(table, row) for table in LOADED.values() for row in table.rows]
+SEMANTIC = LOADED["stvit"]
+# Values that are printed with few digits have tests of their own.
+ROWS = [(table, row) for table in LOADED.values() for row in table.rows if table is not SEMANTIC]
 
 
 def named(rows):
@@ -24,7 +27,7 @@ def named(rows):
 
 def test_every_published_row_is_there():
     rows = {name: len(table.rows) for name, table in LOADED.items()}
-    assert rows == {"segmenter": 12, "dpt": 8, "swag": 8, "mask2former": 9}
+    assert rows == {"segmenter": 12, "dpt": 8, "swag": 8, "mask2former": 9, "stvit": 48}
 
 
 @named(ROWS)
@@ -121,6 +124,97 @@ def test_our_swin_runs_the_blocks_of_the_row_and_clusters_for_less(table, row):
     else:
         dense = sum(value for name, value in terms.items() if "clustering" in name or "reconstruction" in name)
         assert blocks < ours < blocks + dense
+
+
+def semantic(name, **accel):
+    """The row of this name with these values in its setting."""
+    (row,) = (row for row in SEMANTIC.rows if row.name == name and accel.items() <= (row.accel or {}).items())
+    return row
+
+
+def billions(row):
+    return SEMANTIC.total(SEMANTIC.terms(row))
+
+
+SEMANTIC_ROWS = pytest.mark.parametrize(
+    "line", SEMANTIC.check(), ids=lambda line: f"{line.row.name}-{line.computed:.3f}"
+)
+
+
+@SEMANTIC_ROWS
+def test_closed_form_gives_the_digits_printed_for_semantic_tokens(line):
+    assert line.fits
+    assert bool(line.row.source) == (line.row.published is not None or line.row.saved is not None)
+
+
+PRINTED = [line for line in SEMANTIC.check() if line.row.accel and "base_layers" in line.row.accel and line.row.source]
+
+
+NEIGHBOURS = [
+    pytest.param(line, layers, side, id=f"{line.row.name}-{line.computed:.3f}-{layers}-{side}")
+    for line in PRINTED
+    for layers, side in ((1, 0), (-1, 0), (0, 1), (0, -1))
+    if line.row.accel["base_layers"] + layers > 0
+]
+
+
+@pytest.mark.parametrize(("line", "layers", "side"), NEIGHBOURS)
+def test_a_neighbouring_setting_of_semantic_tokens_does_not(line, layers, side):
+    accel = dict(line.row.accel)
+    accel["base_layers"] += layers
+    accel["token_grid"] = tuple(length + side for length in accel["token_grid"])
+    row = replace(line.row, accel=accel)
+    assert not Checked(row, billions(row), line.base).fits
+
+
+@pytest.mark.parametrize(
+    ("computed", "fits"), [(1.899, False), (1.906, True), (1.914, True), (1.9199, True), (1.921, False)]
+)
+def test_a_value_with_few_digits_fits_what_is_rounded_or_cut_off_to_it(computed, fits):
+    row = replace(semantic("STViT-DeiT-B"), published=1.91, saved=None)
+    assert Checked(row, computed).fits == fits
+
+
+@pytest.mark.parametrize(("computed", "fits"), [(4.21, False), (4.19, True), (4.11, True), (4.09, False)])
+def test_a_saving_fits_what_is_cut_off_to_it(computed, fits):
+    """58 % of 10."""
+    row = replace(semantic("STViT-DeiT-B"), saved=58)
+    assert Checked(row, computed, base=10.0).fits == fits
+
+
+@pytest.mark.parametrize(("side", "cost"), [(2, 1.74), (3, 1.81), (4, 1.91), (5, 2.04), (6, 2.20), (7, 2.39)])
+def test_cost_of_more_semantic_tokens_in_deit(side, cost):
+    row = semantic("STViT-DeiT-S", token_grid=(side, side), base_layers=4, generation_layers=2)
+    assert round(billions(row), 2) == cost
+
+
+@pytest.mark.parametrize(("model", "dearer", "cheaper"), [("S", 0.27, 0.314), ("B", 0.26, 0.328)])
+def test_released_backbone_for_detection_is_dearer_than_swin_and_ours_is_not(model, dearer, cheaper):
+    base, released, ours = (billions(row) for row in SEMANTIC.rows if row.dense and row.model == model)
+    assert round(released / base - 1, 2) == dearer
+    assert round(1 - ours / base, 3) == cheaper
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        semantic("DeiT-T"),
+        semantic("STViT-DeiT-S", generation_layers=3),
+        semantic("STViT-DeiT-S", token_grid=(5, 5)),
+        semantic("STViT-Swin-T A", token_grid=(3, 3)),
+        semantic("STViT-R-Swin-T, once per token"),
+        next(row for row in SEMANTIC.rows if row.name == "STViT-R-Swin-S, once per token" and row.dense),
+    ],
+    ids=lambda row: f"{row.name}-{row.size[0]}",
+)
+def test_our_semantic_tokens_multiply_what_the_closed_form_says(row):
+    """To the digit; the learned pooling of DeiT, whose windows are padded, is not in the closed form."""
+    products = sum(value for name, value in SEMANTIC.terms(row).items() if "Norm" not in name)
+    pooling = 0
+    if row.accel and "DeiT" in row.name:
+        side = row.accel["token_grid"][0]
+        pooling = (9 + 1 + 1) * (-(-14 // side) * side) ** 2 * VIT_WIDTHS[row.model]
+    assert round(flops(lambda: SEMANTIC.model(row), row.size) * 1e9 / 2) == products + pooling
 
 
 @pytest.mark.parametrize("name", ["segmenter", "dpt", "mask2former"])

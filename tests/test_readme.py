@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from family import FamilyTester
-from transformers import AutoModel, IJepaConfig, IJepaModel
+from transformers import AutoModel, DeiTConfig, DeiTForImageClassification, IJepaConfig, IJepaModel
 
 import hf_tokaccel as ta
 from benchmarks.readme import PAGES, fill
@@ -38,6 +38,26 @@ def test_segmenter(capsys):
     _, code = snippets("Use it")
     exec(compile(code, "README.md", "exec"), {})
     assert capsys.readouterr().out == "True\n"
+
+
+def test_semantic_tokens(tmp_path, monkeypatch):
+    """README's and its page's, which begin alike; with a stand-in of the Hub's model."""
+    (first,) = snippets("Semantic tokens")
+    page = (ROOT / "docs" / "semantic_tokens.md").read_text()
+    second, head = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    config = DeiTConfig(
+        image_size=128, hidden_size=16, num_hidden_layers=4, num_attention_heads=2, intermediate_size=32
+    )
+    config.num_labels = 3
+    DeiTForImageClassification(config).save_pretrained(tmp_path / "facebook" / "deit-small-patch16-224")
+    monkeypatch.chdir(tmp_path)
+    for code in (f"import hf_tokaccel as ta\n{first}", second):
+        with pytest.warns(UserWarning, match="is not trained yet"):
+            exec(compile(code, "README.md", "exec"), {})
+    assert (tmp_path / "stvit-deit-small" / "tokaccel_hub.py").exists()
+    namespace = {"ta": ta}
+    exec(compile(head, "semantic_tokens.md", "exec"), namespace)
+    assert namespace["model"].config.backbone_config.accel["recover"]
 
 
 @pytest.fixture(scope="class")

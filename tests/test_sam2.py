@@ -21,6 +21,7 @@ from transformers import (
     Sam3Config,
     pipeline,
 )
+from transformers.models.sam2_video.configuration_sam2_video import Sam2VideoMaskDecoderConfig
 
 import hf_tokaccel as ta
 from hf_tokaccel.models.sam2 import TokAccelSam2Model
@@ -264,7 +265,9 @@ def video():
         "mask_downsampler_embed_dim": 16,
         "image_size": 64,
     }
-    return awaken(Sam2VideoModel(Sam2VideoConfig(**TINY, **sizes))).eval()
+    # Transformers 5.14 makes a prompt encoder's configuration of a dict here.
+    decoder = Sam2VideoMaskDecoderConfig(**TINY["mask_decoder_config"])
+    return awaken(Sam2VideoModel(Sam2VideoConfig(**{**TINY, "mask_decoder_config": decoder}, **sizes))).eval()
 
 
 def test_checkpoint_of_the_video_model_loads(video, tmp_path):

@@ -12,6 +12,9 @@ from transformers import (
     Dinov2Config,
     Dinov2Model,
     PreTrainedConfig,
+    SwinConfig,
+    UperNetConfig,
+    UperNetForSemanticSegmentation,
     ViTConfig,
     ViTForImageClassification,
     ViTForMaskedImageModeling,
@@ -66,6 +69,7 @@ def test_round_trip_through_a_plain_dict():
         ({"formulation": "any", "recover": True}, "formulation='any' .*classification, detection"),
         ({"center_offset": 1}, "center_offset=1 .*True or False"),
         ({"global_centers": "yes"}, "global_centers='yes' .*None, True or False"),
+        ({"global_centers": True, "generation_layers": 1}, "global_centers=True .*False with generation_layers=1"),
         ({"layer_scale_init_value": -1.0}, "layer_scale_init_value=-1.0 .*0 for no LayerScale"),
         ({"key_window": 0}, "key_window=0 .*for example key_window=10"),
         ({"semantic_layers": 2}, "semantic_layers=2 .*None with recover=False"),
@@ -297,3 +301,24 @@ def test_methods_do_not_mix(plain):
     for function, what in ((ta.accelerate, clustered), (ta.accelerate_config, clustered.config)):
         with pytest.raises(ValueError, match=r"model type 'tokaccel_vit' clusters tokens.*to_native"):
             function(what, SETTING)
+
+
+def test_a_head_gets_a_backbone_with_semantic_tokens():
+    backbone = SwinConfig(image_size=56, embed_dim=8, depths=[1, 1, 6, 1], num_heads=[1, 1, 2, 2], window_size=7)
+    backbone.out_features = ["stage1", "stage2", "stage3", "stage4"]
+    config = UperNetConfig(backbone_config=backbone, num_labels=3, hidden_size=8, auxiliary_channels=8)
+    plain = UperNetForSemanticSegmentation(config).eval()
+    with pytest.warns(UserWarning, match="are untrained"):
+        model, report = initialize(plain, SemanticTokenConfig(recover=True))
+    assert type(model) is UperNetForSemanticSegmentation
+    assert model.config.backbone_config.model_type == "tokaccel_stvit_swin"
+    assert plain.config.backbone_config.model_type == "swin"
+    assert all("layer_scale" in name for name in report.untrained)
+    # The position biases of layers that run on semantic tokens have no use any more.
+    assert report.unused
+    assert all("relative_position_bias_table" in name for name in report.unused)
+    given = plain.state_dict()
+    assert all(torch.equal(value, given[name]) for name, value in model.state_dict().items() if name in given)
+    assert model(torch.rand(1, 3, 64, 56)).logits.shape == (1, 3, 64, 56)
+    same = ta.accelerate_config(config, SemanticTokenConfig(recover=True)).backbone_config
+    assert same.accel == model.config.backbone_config.accel

@@ -50,7 +50,10 @@ class STViTTester(SemanticTester):
         ({"token_grid": [6, 4]}, r"token_grid=\(6, 4\).*h one of \[1, 2, 3, 4, 5, 8\]"),
         ({"base_layers": 3}, r"base_layers=3 .*at most 2: the model has 5 layers, 2 generate.*for example"),
         ({"generation_layers": 4}, "base_layers=1 .*at most 0"),
-        ({"generation_layers": 1, "global_centers": True}, "global_centers=True .*generation_layers=2"),
+        (
+            {"generation_layers": 1, "global_centers": True},
+            "global_centers=True .*False with generation_layers=1.*generation_layers=2",
+        ),
         ({"recover": True}, "recover=True is not valid"),
         ({"stem": "conv"}, "stem='conv' is not valid: it must be None for models of the ViT family"),
         ({"relative_position_bias": True}, "relative_position_bias=True is not valid"),

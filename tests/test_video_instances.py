@@ -22,14 +22,26 @@ def model_folder(tmp_path_factory):
 def show(model_folder):
     """Runs the script on the tiny model."""
     main = load_main(SCRIPT)
-    options = ["--model", str(model_folder), "--cpu", "--rounds", "1", "--threshold", "0", "--accel", ACCEL]
+    options = [
+        "--model",
+        str(model_folder),
+        "--cpu",
+        "--rounds",
+        "1",
+        "--threshold",
+        "0",
+        "--overlap",
+        "0",
+        "--accel",
+        ACCEL,
+    ]
     return lambda *arguments: main([*options, *map(str, arguments)])
 
 
 def lines(printed, name):
     """Numbers in the lines of the table that begin so."""
     found = [line.strip("│ \n").split("│") for line in printed.splitlines() if line.startswith(f"│ {name}")]
-    return np.array([[float(re.search(r"[\d.]+", cell)[0]) for cell in line[1:]] for line in found])
+    return np.array([[float(re.search(r"[\d.]+|nan", cell)[0]) for cell in line[1:]] for line in found])
 
 
 def write_frames(folder, images):

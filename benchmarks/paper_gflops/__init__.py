@@ -3,4 +3,4 @@
 One module per table, with a `TABLE` in it. To add one, write the module and name it here.
 """
 
-TABLES = ("segmenter", "dpt", "swag", "mask2former")
+TABLES = ("segmenter", "dpt", "swag", "mask2former", "stvit")

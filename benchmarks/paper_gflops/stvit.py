@@ -157,6 +157,8 @@ TABLE = Table(
     model=build,
     model_note=(
         "the classifiers and backbones with semantic tokens at that setting, which project keys and values once per "
-        "token. The learned pooling of STViT-DeiT, which the published values do not show, is in it."
+        "token. The learned pooling of STViT-DeiT, which the published values do not show, is in it. With layout B "
+        "and 4x4 tokens per window it pads the 8 x 8 tokens of stage 4 to windows of 7 x 7; the closed form lets each "
+        "token of that stage read all others."
     ),
 )

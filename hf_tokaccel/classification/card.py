@@ -65,7 +65,7 @@ def write_card(folder: Path, run: Run, source: str, scores: dict[str, dict[str, 
     data = ModelCardData(
         library_name="transformers",
         pipeline_tag="image-classification",
-        base_model=None if source in SIZES else source,
+        base_model=None if source in SIZES or Path(source).exists() else source,
         model_name=name,
         eval_results=evaluated,
         tags=["hf_tokaccel", *(["semantic-tokens"] if accel else [])],

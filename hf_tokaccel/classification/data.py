@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,8 @@ from ..scenes import CLASS_NAMES, render_scenes
 
 BUILT_IN = ("digits", "scenes")
 SPECIFICATIONS = f"{' or '.join(BUILT_IN)}, {TABLES}"
+
+CLASS_FOLDERS = "at least 2 classes are needed, for example folders train/cat and train/dog"
 
 # Of scikit-learn's 1797 digits, in their order.
 DIGIT_SPLITS = {"train": (0, 1197), "validation": (1197, 1397), "test": (1397, 1797)}
@@ -47,6 +50,8 @@ class LabelledImages(Dataset):
         return len(self.labels)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
         return self._read(index), int(self.labels[index])
 
 
@@ -140,14 +145,18 @@ def load_scenes(split: str, size: tuple[int, int], limit: int | None = None, see
     pairs = sorted((number, kind) for kind, numbers in enumerate(found) for number in numbers)
     numbers, labels = zip(*pairs, strict=True)
     parts = [numbers[i : i + 256] for i in range(0, len(numbers), 256)]
-    shown = (render_scenes(part, size, split, seed, materials=MATERIALS).image for part in parts)
-    images = torch.cat([(image * 255).round().to(torch.uint8) for image in shown])
+    shown = (render_scenes(part, size, split, seed, _device(), MATERIALS).image for part in parts)
+    images = torch.cat([(image * 255).round().to(torch.uint8).cpu() for image in shown])
     return LabelledImages(f"scenes/{split}", FURNITURE, labels, images.__getitem__)
+
+
+def _device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def _furniture(numbers: range, split: str, seed: int) -> Iterator[tuple[int, int]]:
     """Number and label of the scenes that have one."""
-    shown = render_scenes(numbers, (LABEL_SIDE, LABEL_SIDE), split, seed, materials=MATERIALS).labels.flatten(1)
+    shown = render_scenes(numbers, (LABEL_SIDE, LABEL_SIDE), split, seed, _device(), MATERIALS).labels.flatten(1).cpu()
     kinds = torch.tensor([CLASS_NAMES.index(name) for name in FURNITURE])
     shares = (shown[:, :, None] == kinds).float().mean(dim=1)
     (first, second), kind = shares.topk(2).values.T, shares.argmax(dim=1)
@@ -161,11 +170,15 @@ def _load_table(
     from datasets import ClassLabel
 
     table = load_table(name, split, SPECIFICATIONS)
+    if Path(name).is_dir() and table.column_names == [image]:
+        raise ValueError(f"{name!r}, split {split!r} has no classes: {CLASS_FOLDERS}")
     check_columns(table, name, {"--image-column": image, "--label-column": label})
     if not isinstance(table.features[label], ClassLabel):
         table = table.class_encode_column(label)
     classes = table.features[label].names
     if share is not None:
+        if not 0 < share[0] < 1:
+            raise ValueError(f"--val-share {share[0]} must be above 0 and below 1; for example --val-share 0.1")
         # Shuffled, since folders come in the order of their classes.
         parts = table.train_test_split(test_size=share[0], seed=0)
         table = parts["test" if share[1] == "held out" else "train"]
@@ -174,17 +187,17 @@ def _load_table(
     labels = np.asarray(table.with_format("numpy")[label][:]) if len(table) else np.zeros(0)
     if not len(labels) or len(classes) < 2:
         raise ValueError(
-            f"{name!r}, split {split!r} has {len(labels)} images of {len(classes)} classes; at least 2 classes are "
-            "needed, for example folders train/cat and train/dog"
+            f"{name!r}, split {split!r} has {len(labels)} images of {len(classes)} classes: {CLASS_FOLDERS}"
         )
     if labels.min() < 0:
         raise ValueError(f"{name!r}, split {split!r} has {int((labels < 0).sum())} images without a label")
 
-    def read(index: int) -> Tensor:
-        picture: Any = read_row(table, index, f"{name}, split {split}")[image]
-        return V.pil_to_tensor(picture.convert("RGB"))
-
+    read = functools.partial(_read_picture, table, image, f"{name}, split {split}")
     return LabelledImages(f"{name}/{split}", classes, labels, read)
+
+
+def _read_picture(table: Any, column: str, name: str, index: int) -> Tensor:
+    return V.pil_to_tensor(read_row(table, index, name)[column].convert("RGB"))
 
 
 ORDER, IMAGE, STEP = 1, 2, 3  # what is drawn

@@ -70,11 +70,6 @@ def fit_global(setting: SemanticTokenConfig, depth: int, size: tuple[int, int]) 
         global_centers=setting.generation_layers > 1,
         layer_scale_init_value=0.0,
     )
-    if setting.global_centers and setting.generation_layers == 1:
-        raise ValueError(
-            "global_centers=True is not valid with generation_layers=1: they join in the second generation layer, so "
-            "it must be False or there must be more layers, for example generation_layers=2."
-        )
     setting.check_depth(depth)
     check_token_grid(setting.token_grid, size, setting.pooling)
     return setting
@@ -241,7 +236,7 @@ def generate(
 
 def refuse_masks(model: nn.Module, kwargs: dict[str, Any]) -> None:
     """Raises ValueError on the host's arguments that have no meaning here; attention would swallow them."""
-    for name in ("attention_mask", "bool_masked_pos", "head_mask"):
+    for name in ("attention_mask", "bool_masked_pos"):
         if kwargs.pop(name, None) is not None:
             raise ValueError(
                 f"{name} is not valid for {type(model).__name__}, whose semantic tokens are pooled from all tokens: "
@@ -276,20 +271,24 @@ class TokAccelSTViTForImageClassification(STViTPreTrainedModel):
         )
 
 
-def _adapt(values: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    """ViT's or DeiT's parameters under our names; tokens that are no patches are dropped, with their positions."""
+def patch_parameters(values: dict[str, Tensor], patches: int) -> dict[str, Tensor]:
+    """A host's parameters without its tokens that are no patches and their positions, which come first."""
     tokens = ("cls_token", "distillation_token", "mask_token")
-    adapted = {}
-    for name, value in values.items():
-        if name.startswith("deit."):
-            name = "vit." + name.removeprefix("deit.")
-        if name.startswith("cls_classifier."):
-            name = name.removeprefix("cls_")
+    kept = {name: value for name, value in values.items() if name.rpartition(".")[2] not in tokens}
+    for name, value in kept.items():
         if name.endswith("embeddings.position_embeddings"):
-            grid = token_map(model.config)
-            value = value[:, -grid[0] * grid[1] :]
-        if name.rpartition(".")[2] not in tokens:
-            adapted[name] = value
+            kept[name] = value[:, -patches:]
+    return kept
+
+
+def _adapt(values: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """ViT's or DeiT's parameters under our names."""
+    height, width = token_map(model.config)
+    names = {"deit.": "vit.", "cls_classifier.": "classifier."}
+    adapted = {}
+    for name, value in patch_parameters(values, height * width).items():
+        prefix = next((old for old in names if name.startswith(old)), "")
+        adapted[names.get(prefix, "") + name.removeprefix(prefix)] = value
     return adapted
 
 

@@ -52,11 +52,6 @@ class TokAccelSTViTSwinConfig(SemanticConfig, SwinConfig):
             setting = setting.fill(base_layers=10 if depth == 18 else max(1, depth // 2), merging="grid")
             side, window = setting.key_window, self.window_size
             require(side is None or side >= window, "key_window", side, f"at least window_size={window}", window + 3)
-        if setting.global_centers and setting.generation_layers == 1:
-            raise ValueError(
-                "global_centers=True is not valid with generation_layers=1: they join in the second generation layer, "
-                "so it must be False or there must be more layers, for example generation_layers=2."
-            )
         if setting.stem == "conv":
             patch = self.patch_size if isinstance(self.patch_size, int) else tuple(self.patch_size)
             require(patch in (4, (4, 4)), "patch_size", patch, "4 with stem='conv'", 4)
@@ -84,6 +79,32 @@ class TokAccelSTViTSwinEncoder(SemanticModel, SwinEncoder):
     """Swin's, where the size of the map may change otherwise than by merging 2 x 2 tokens."""
 
     config: TokAccelSTViTSwinConfig
+
+    def post_init(self) -> None:
+        resolution = self.layers[_STAGE].blocks[0].input_resolution
+        for stage in self.layers:
+            for block in stage.blocks:
+                become(block, WindowLayer)
+        self.layers[_STAGE] = self._third_stage(self.config.accel_view(), resolution)
+        super().post_init()
+
+    def _third_stage(self, setting: SemanticTokenConfig, resolution: tuple[int, int]) -> SemanticStage:
+        config, depths = self.config, self.config.depths
+        kind = DroppingStage
+        if setting.recover:
+            kind = LocalUnits if setting.formulation == "detection" else GlobalUnits
+        merging = SemanticMerging if setting.merging == "linear" else SwinPatchMerging
+        first, last = sum(depths[:_STAGE]), max(sum(depths) - 1, 1)
+        return kind(
+            config,
+            setting,
+            dim=config.embed_dim * 2**_STAGE,
+            input_resolution=resolution,
+            depth=depths[_STAGE],
+            num_heads=config.num_heads[_STAGE],
+            drop_path=[config.drop_path_rate * (first + index) / last for index in range(depths[_STAGE])],
+            downsample=merging if len(depths) > _STAGE + 1 else None,
+        )
 
     @merge_with_config_defaults
     @capture_outputs(tie_last_hidden_states=False)
@@ -119,30 +140,10 @@ class TokAccelSTViTSwinEncoder(SemanticModel, SwinEncoder):
 
 def _install(model: SwinModel) -> None:
     """Makes a host that was just built one with semantic tokens; parameters keep their names."""
-    config = model.config
-    setting, stages = config.accel_view(), model.encoder.layers
-    become(model.encoder, TokAccelSTViTSwinEncoder)
-    start, depth = sum(config.depths[:_STAGE]), config.depths[_STAGE]
-    last = max(sum(config.depths) - 1, 1)
-    merging = SemanticMerging if setting.merging == "linear" else SwinPatchMerging
-    kind = DroppingStage
-    if setting.recover:
-        kind = LocalUnits if setting.formulation == "detection" else GlobalUnits
-    stages[_STAGE] = kind(
-        config,
-        setting,
-        dim=config.embed_dim * 2**_STAGE,
-        input_resolution=tuple(side // 2**_STAGE for side in model.embeddings.patch_grid),
-        depth=depth,
-        num_heads=config.num_heads[_STAGE],
-        drop_path=[config.drop_path_rate * (start + index) / last for index in range(depth)],
-        downsample=merging if len(stages) > _STAGE + 1 else None,
-    )
-    for stage in stages:
-        for block in stage.blocks if stage is not stages[_STAGE] else ():
-            become(block, WindowLayer)
-    if setting.stem == "conv":
-        model.embeddings.patch_embeddings = ConvPatchEmbeddings(config)
+    # Built anew: what it records is known by the class that was built.
+    model.encoder = TokAccelSTViTSwinEncoder(model.config, model.embeddings.patch_grid)
+    if model.config.accel_view().stem == "conv":
+        model.embeddings.patch_embeddings = ConvPatchEmbeddings(model.config)
         model.embeddings.norm = nn.Identity()
 
 

@@ -111,6 +111,8 @@ class SemanticTokenConfig:
             require(isinstance(value, bool), name, value, "True or False", False)
         value = self.global_centers
         require(value is None or isinstance(value, bool), "global_centers", value, "None, True or False", True)
+        allowed = "False with generation_layers=1, since centres join in the second one (generation_layers=2 has it)"
+        require(not value or self.generation_layers > 1, "global_centers", value, allowed, False)
         choices = {"pooling": POOLINGS, "stem": STEMS, "merging": MERGINGS}
         for name, allowed in (choices | {"formulation": FORMULATIONS, "pad_mask": PAD_MASKS}).items():
             value = getattr(self, name)

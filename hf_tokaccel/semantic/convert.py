@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor
-from transformers import ViTImageProcessor
+from transformers import PreTrainedModel, ViTImageProcessor
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, PILImageResampling
 
 from ..checkpoints import Conversion, ConversionError, fill_model, read_checkpoint, some
@@ -17,6 +17,7 @@ from ..models.stvit_swin import (
 )
 
 _UNIT = 6  # layers of a unit, in every release
+_SETTINGS = ("yacs.config.CfgNode",)  # the training's settings, stored beside the weights
 _IGNORED = ("relative_position_index", "attn_mask")
 _STEM = {"0.c": "0", "0.bn": "1", "2.c": "3", "2.bn": "4"}
 _BLOCK = {
@@ -42,7 +43,7 @@ def convert(checkpoint: Path, *, shortcut: bool = False) -> Conversion:
     Raises:
         ConversionError: when it is no checkpoint of STViT-R on Swin.
     """
-    state = read_checkpoint(checkpoint)
+    state = read_checkpoint(checkpoint, ignored=_SETTINGS)
     notes = []
     if any(name.startswith("backbone.") for name in state):
         others = [name for name in state if not name.startswith("backbone.")]
@@ -58,20 +59,30 @@ def convert(checkpoint: Path, *, shortcut: bool = False) -> Conversion:
     is_classifier = "head.weight" in state
     if shortcut and not is_classifier:
         raise ConversionError(f"{checkpoint} is a detector's, which always has the shortcut: leave --shortcut out.")
-    config = read_config(checkpoint, state, shortcut or not is_classifier)
-    cls = TokAccelSTViTSwinForImageClassification if is_classifier else TokAccelSTViTSwinBackbone
-    model = cls(config)
-    # BatchNorm counts steps of training; a Backbone has a last LayerNorm that is never used.
-    optional = [name for name in model.state_dict() if re.search(r"num_batches_tracked$|^swin\.layernorm\.", name)]
-    names = to_our_names(state)
-    fill_model(model, names, f"{checkpoint} cannot be converted", "the rest of it tells", optional)
+    model = build_model(checkpoint, state, shortcut=shortcut)
     if is_classifier:
         notes.append("no class names in the checkpoint: LABEL_0, LABEL_1, ...")
         notes.append(
             f"taken to be trained {'with' if shortcut else 'without'} the flag 'shortcut'"
             + ("" if shortcut else ", as released; otherwise give --shortcut")
         )
-    return Conversion(model.eval(), image_processor(config, resize=is_classifier), notes)
+    return Conversion(model, image_processor(model.config, resize=is_classifier), notes)
+
+
+def build_model(checkpoint: Path, state: Mapping[str, Tensor], *, shortcut: bool = False) -> PreTrainedModel:
+    """A classifier, or else a Backbone, with the weights of a checkpoint under their own names; in evaluation mode.
+
+    Raises:
+        ConversionError: when one is missing, unknown, or does not fit the others.
+    """
+    is_classifier = "head.weight" in state
+    config = read_config(checkpoint, state, shortcut or not is_classifier)
+    model = (TokAccelSTViTSwinForImageClassification if is_classifier else TokAccelSTViTSwinBackbone)(config)
+    # BatchNorm counts steps of training; a Backbone has a last LayerNorm that is never used.
+    optional = [name for name in model.state_dict() if re.search(r"num_batches_tracked$|^swin\.layernorm\.", name)]
+    optional = [name for name in optional if not is_classifier or "layernorm" not in name]
+    fill_model(model, to_our_names(state), f"{checkpoint} cannot be converted", "the rest of it tells", optional)
+    return model.eval()
 
 
 def image_processor(config: TokAccelSTViTSwinConfig, *, resize: bool) -> ViTImageProcessor:

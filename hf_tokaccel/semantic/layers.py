@@ -13,6 +13,13 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.swin.modeling_swin import SwinDropPath
 from transformers.models.vit.modeling_vit import eager_attention_forward
 
+# Takes a map (B, N, C) to its windows (B', Q, C), and back.
+Windows = tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]
+
+
+def _same(states: Tensor) -> Tensor:
+    return states
+
 
 class SemanticAttention(nn.Module):
     """Attention of queries (B, Q, C) to projected keys and values (B, K, C), under the names of ViT and Swin."""
@@ -30,19 +37,29 @@ class SemanticAttention(nn.Module):
         self.o_proj = nn.Linear(size, size)
 
     def forward(
-        self, queries: Tensor, keys: Tensor, values: Tensor, attention_mask: Tensor | None = None, **kwargs: Any
+        self,
+        queries: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        attention_mask: Tensor | None = None,
+        windows: Windows | None = None,
+        **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None]:
-        """Attended values (B, Q, C), and the weights (B, heads, Q, K) where the implementation tells them."""
+        """Attended values (B, Q, C), and the weights (B, heads, Q, K) where the implementation tells them.
+
+        With `windows`, queries and the result are those of a map (B, N, C), and attention runs in its windows.
+        """
+        split, join = windows or (_same, _same)
         query, key, value = (
             states.unflatten(-1, (self.num_attention_heads, -1)).transpose(1, 2)
-            for states in (self.q_proj(queries), keys, values)
+            for states in (split(self.q_proj(queries)), keys, values)
         )
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
         dropout = self.attention_dropout if self.training else 0.0
         output, weights = attend(
             self, query, key, value, attention_mask, dropout=dropout, scaling=self.scaling, **kwargs
         )
-        return self.o_proj(output.flatten(2)), weights
+        return self.o_proj(join(output.flatten(2))), weights
 
 
 class SemanticMLP(nn.Module):
@@ -105,6 +122,7 @@ class SemanticLayer(GradientCheckpointingLayer):
         own: Tensor | None = None,
         *,
         gather: Callable[[Tensor], Tensor] | None = None,
+        windows: Windows | None = None,
         attention_mask: Tensor | None = None,
         shortcut: bool = True,
         with_weights: bool = False,
@@ -119,6 +137,8 @@ class SemanticLayer(GradientCheckpointingLayer):
                 position, since reentrant gradient checkpointing sees no gradients through keywords.
             gather: takes keys or values (B', N, C) of the context to those (B, K, C) that each row of queries reads;
                 None where these are the same.
+            windows: of a map of queries, where each window attends on its own: only what lies in the map is projected
+                and passes the MLP.
             attention_mask: added to the logits, broadcast to (B, heads, Q, K).
             shortcut: whether what is attended is added to the queries.
             with_weights: whether to return attention weights (B, heads, Q, K) too; None where the implementation does
@@ -130,13 +150,13 @@ class SemanticLayer(GradientCheckpointingLayer):
         if gather is not None:
             keys, values = gather(keys), gather(values)
         if own is not None:
-            # Queries often are these tokens.
-            others = normed if own is queries else self.layernorm_before(own)
+            others = self.layernorm_before(own)
             keys = torch.cat((self.attention.k_proj(others), keys), dim=1)
             values = torch.cat((self.attention.v_proj(others), values), dim=1)
-        attended, weights = self.attention(normed, keys, values, attention_mask, **kwargs)
-        attended = self._scaled(self.dropout(attended), self.layer_scale_1)
-        states = queries + attended if shortcut else attended
+        attended, weights = self.attention(normed, keys, values, attention_mask, windows, **kwargs)
+        attended = self._scaled(attended, self.layer_scale_1)
+        # Without a shortcut nothing would be left of what training drops.
+        states = queries + self.dropout(attended) if shortcut else attended
         states = states + self._scaled(self.dropout(self.mlp(self.layernorm_after(states))), self.layer_scale_2)
         return (states, weights) if with_weights else states
 

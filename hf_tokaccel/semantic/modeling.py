@@ -1,5 +1,6 @@
 """What models with semantic tokens share: their configurations, loading from plain checkpoints, registration."""
 
+import copy
 import warnings
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
@@ -200,12 +201,17 @@ def plain_config(config: PreTrainedConfig, cls: type[PreTrainedConfig]) -> PreTr
 
 
 def semantic_config(config: PreTrainedConfig, accel: SemanticTokenConfig) -> PreTrainedConfig:
-    """The configuration with semantic tokens for that of a host, which is left as it was.
+    """The configuration with semantic tokens for that of a host, or of a head on one, which is left as it was.
 
     Raises:
         ValueError: when the host is not supported or the setting does not fit.
     """
     family = SEMANTIC.get(type(config).model_type)
+    backbone = getattr(config, "backbone_config", None)
+    if isinstance(backbone, PreTrainedConfig) and not isinstance(config, AcceleratedConfig):
+        head = copy.deepcopy(config)
+        head.backbone_config = semantic_config(backbone, accel)
+        return head
     if isinstance(config, SemanticConfig):
         cls = type(config)
     elif isinstance(config, AcceleratedConfig):
@@ -216,7 +222,8 @@ def semantic_config(config: PreTrainedConfig, accel: SemanticTokenConfig) -> Pre
     elif family is None:
         raise ValueError(
             f"model type {config.model_type!r} cannot run on semantic tokens. Supported: "
-            f"{', '.join(sorted(SEMANTIC))}; for example a 'vit' or 'swin' configuration."
+            f"{', '.join(sorted(SEMANTIC))}, and heads with such a backbone_config; for example a 'vit' or 'swin' "
+            "configuration."
         )
     else:
         cls = family.config
@@ -264,14 +271,9 @@ def _initialize(
             "another setting."
         )
     config = semantic_config(model.config, as_accel(accel))
-    family = SEMANTIC[type(model.config).model_type]
-    cls = family.models.get(type(model))
-    if cls is None:
-        names = ", ".join(sorted(native.__name__ for native in family.models))
-        raise ValueError(f"{type(model).__name__} cannot run on semantic tokens: use one of {names}.")
-    new = cls(config).to(device=model.device, dtype=model.dtype)
+    new = _counterpart(model)(config).to(device=model.device, dtype=model.dtype)
     given = {name: value for name, value in model.state_dict().items() if name not in missing}
-    adapted = family.adapt(dict(given), new)
+    adapted = _adapted(given, model, new)
     own = new.state_dict()
     fits = {name: value for name, value in adapted.items() if name in own and own[name].shape == value.shape}
     new.load_state_dict(fits, strict=False)
@@ -284,6 +286,36 @@ def _initialize(
         unused=sorted(given.keys() - used),
     )
     return new, report
+
+
+def _counterpart(model: PreTrainedModel) -> type[PreTrainedModel]:
+    """The class that takes a plain model's place; a head reaches its backbone through AutoBackbone."""
+    family = SEMANTIC.get(type(model.config).model_type)
+    if family is None:
+        return type(model)
+    cls = family.models.get(type(model))
+    if cls is None:
+        names = ", ".join(sorted(native.__name__ for native in family.models))
+        raise ValueError(f"{type(model).__name__} cannot run on semantic tokens: use one of {names}.")
+    return cls
+
+
+def _adapted(given: dict[str, Tensor], model: PreTrainedModel, new: PreTrainedModel) -> dict[str, Tensor]:
+    """Parameters of a plain model under the names of the new one, whose backbone may be what has semantic tokens."""
+    if isinstance(new, SemanticModel):
+        return SEMANTIC[type(model.config).model_type].adapt(dict(given), new)
+    adapt = SEMANTIC[type(model.config.backbone_config).model_type].adapt
+    backbones = [(name, part) for name, part in new.named_modules() if type(part) in _backbone_classes()]
+    adapted = dict(given)
+    for path, part in backbones:
+        own = {name: adapted.pop(name) for name in given if name.startswith(f"{path}.")}
+        inner = adapt({name.removeprefix(f"{path}."): value for name, value in own.items()}, part)
+        adapted |= {f"{path}.{name}": value for name, value in inner.items()}
+    return adapted
+
+
+def _backbone_classes() -> set[type]:
+    return {cls for family in SEMANTIC.values() for cls in family.models.values() if issubclass(cls, BackboneMixin)}
 
 
 def _part_of(part: Tensor, whole: Tensor) -> bool:

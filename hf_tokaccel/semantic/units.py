@@ -4,6 +4,7 @@ Section 3.3 of the paper, in the two forms that were released.
 """
 
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -31,8 +32,8 @@ class GlobalUnits(SemanticStage):
         if sizes.size != (2 * side, 2 * side):
             raise ValueError(
                 f"{sizes.size[0]} x {sizes.size[1]} tokens in the third stage are not valid: "
-                f"formulation='classification' runs on maps of 2 x 2 windows, so {2 * side} x {2 * side} tokens or "
-                f"images of {32 * side} pixels with patch_size=4. formulation='detection' runs at any size."
+                f"formulation='classification' runs on maps of 2 x 2 windows, so {2 * side} x {2 * side} tokens, "
+                f"which are images of {32 * side} pixels with patch_size=4. formulation='detection' runs at any size."
             )
         # Windows of 10 x 10 that start at 0 and 4, for windows of 7 x 7.
         span = side + (side - 1) // 2
@@ -95,9 +96,9 @@ class Surroundings:
         if self.windows is None:
             return block(states, tokens, with_weights=True, **kwargs)
         tokens, _ = pad_map(tokens, self.size, *self.margins[0], *self.margins[1])
-        options = {"gather": self.windows.gather, "attention_mask": self.mask, "with_weights": True}
-        windows, weights = block(partition(states, sizes.size, sizes.window), tokens, **options, **kwargs)
-        return join(windows, sizes.size, sizes.window), weights
+        place = {"size": sizes.size, "window": sizes.window}
+        options = {"gather": self.windows.gather, "windows": (partial(partition, **place), partial(join, **place))}
+        return block(states, tokens, **options, attention_mask=self.mask, with_weights=True, **kwargs)
 
 
 class LocalUnits(GlobalUnits):
