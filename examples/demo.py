@@ -22,7 +22,7 @@ from hf_tokaccel.evaluation.speed import time_interleaved
 from hf_tokaccel.evaluation.task import Variant
 
 ROUNDS = 5
-PARTS = ("clusters", "mean colours of clusters", "dense output", "accelerated output", "difference")
+PARTS = ("dense output", "accelerated output", "difference", "clusters", "mean colours")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 HEADINGS = ["", "ms per image", "speed", "GFLOPs", "of dense"]
 
@@ -129,15 +129,13 @@ def build_page(models: list[str]) -> gr.Blocks:
                 expansion = gr.Radio(["soft", "nearest", "delta"], value=setting.expansion, label="expansion")
             with gr.Column(scale=1, min_width=260):
                 iterations = gr.Slider(0, 10, 5, step=1, label="iterations (0: plain pooling)")
-                window = gr.Slider(3, 9, 5, step=2, label="window: candidates of a token, per side")
+                window = gr.Slider(3, 9, 5, step=2, label="window: candidates per side")
                 run = gr.Button("Run", variant="primary")
         with gr.Row():
             table = gr.Dataframe(headers=HEADINGS, label="cost of one image", interactive=False)
         said = gr.Markdown()
         with gr.Row():
-            parts = [gr.Image(label=part, height=300, interactive=False) for part in PARTS[:2]]
-        with gr.Row():
-            parts += [gr.Image(label=part, height=300, interactive=False) for part in PARTS[2:]]
+            parts = [gr.Image(label=part, height=250, interactive=False, min_width=160) for part in PARTS]
         run.click(compare, [model, image, after, side, expansion, iterations, window], [*parts, table, said])
         model.change(adapt, model, [image, after, side])
     return page

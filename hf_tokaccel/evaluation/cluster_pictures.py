@@ -212,14 +212,14 @@ def draw_parts(task: Task, view: View, parts: Sequence[str]) -> list[np.ndarray]
     Args:
         task: Of the model.
         view: One setting on one image.
-        parts: Of "clusters", "mean colours of clusters", "dense output", "accelerated output" and "difference".
+        parts: Of "dense output", "accelerated output", "difference", "clusters" and "mean colours".
     """
     kind = _PAINTERS[task.name]
     panel = kind.prepare(view.panel)
     painter = kind(task, [panel])
     draw = {
         "clusters": lambda axis: show_clusters(axis, panel),
-        "mean colours of clusters": lambda axis: axis.imshow(mean_colours(panel.image, panel.labels.numpy())),
+        "mean colours": lambda axis: axis.imshow(mean_colours(panel.image, panel.labels.numpy())),
         "dense output": lambda axis: painter.show(axis, panel, "dense"),
         "accelerated output": lambda axis: painter.show(axis, panel, "accelerated"),
         "difference": lambda axis: painter.show_difference(axis, panel),

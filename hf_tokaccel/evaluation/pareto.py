@@ -22,6 +22,7 @@ _SHAPES = {
     "token merging": ("D", "-."),
 }
 _OTHER = ("v", ":")
+_SQUEEZED = 4  # times as far from the others as these are from each other
 _RIVALS = {"lower resolution": "#6c6c6c", "token merging": "#8338ec"}
 _SETTING = re.compile(r" \d+x\d+(?: after \d+(?: to \d+)?)?| r?=?\d+ (?:per|a) layer")
 _AGREEMENTS = {
@@ -185,6 +186,9 @@ def draw_pareto(plot: Plot, path: str | Path) -> Path:
         )
         for method, members in _by_method(plot.points).items():
             _draw_method(axis, method, members, cost)
+        if (window := _window(plot.points)) is not None:
+            axis.set_ylim(window)
+            _mark_outside(axis, plot.points, cost, window)
         axis.set_xlabel(label, fontsize=9)
         axis.tick_params(labelsize=8)
         axis.grid(color="0.92", linewidth=0.6)
@@ -201,6 +205,33 @@ def draw_pareto(plot: Plot, path: str | Path) -> Path:
     figure.suptitle(plot.title, fontsize=10)
     figure.savefig(path)
     return Path(path)
+
+
+def _window(points: Sequence[Point]) -> tuple[float, float] | None:
+    """Vertical range without the lower resolutions, where these would press all other rows into a line."""
+    others = [p for p in points if p.kind != "lower resolution"]
+    ends = [end for p in others for end in (p.quality, *(p.interval or ()))]
+    low, high = min(ends), max(ends)
+    everything = [p.quality for p in points]
+    if max(*everything, high) - min(*everything, low) < _SQUEEZED * (high - low) or low == high:
+        return None
+    edge = 0.15 * (high - low)
+    return low - edge, high + edge
+
+
+def _mark_outside(axis, points: Sequence[Point], cost: str, window: tuple[float, float]) -> None:
+    """Says where the rows are that the range leaves out."""
+    low, high = window
+    for point in points:
+        if low <= point.quality <= high:
+            continue
+        above = point.quality > high
+        y = high if above else low
+        x = getattr(point, cost)
+        shape = {"marker": 10 if above else 11, "color": _RIVALS.get(point.kind, "#555555"), "markersize": 8}
+        axis.plot([x], [y], clip_on=False, zorder=5, linestyle="none", **shape)
+        text = {"xytext": (0, -14 if above else 8), "textcoords": "offset points", "ha": "center", "fontsize": 7}
+        axis.annotate(f"{point.quality:.4g}", (x, y), **text, color="#444444")
 
 
 def _by_method(points: Sequence[Point]) -> dict[str, list[Point]]:
