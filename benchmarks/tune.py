@@ -3,7 +3,7 @@
 python -m benchmarks.tune                            all three reference models; writes benchmarks/results/tune-*.json
 python -m benchmarks.tune --only depth --images 8 --limit 20     quick look, writes nothing
 
-Each group of hand-picked settings (the shares of blocks and tokens of the paper or near it, in every expansion) gives a
+Each group of hand-picked settings (shares of blocks and tokens of the paper or near it, in every expansion) gives a
 budget: the GFLOPs of its cheapest setting. The tuned setting must stay within, so that it wins at equal or lower cost.
 """
 

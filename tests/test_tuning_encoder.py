@@ -24,9 +24,9 @@ from transformers import (
     SwinModel,
     VideoMAEConfig,
     VideoMAEModel,
+    ViTConfig,
     VitDetConfig,
     VitDetModel,
-    ViTConfig,
     ViTModel,
 )
 from transformers.models.rf_detr.configuration_rf_detr import RfDetrDinov2Config
@@ -178,7 +178,7 @@ def test_bad_speedups_are_refused(speedup):
 def test_other_bad_input_is_refused():
     with pytest.raises(ValueError, match="cannot be accelerated"):
         ta.TokenClusteringConfig.for_speedup(BertConfig(), 32, 1.5)
-    with pytest.raises(ValueError, match="cluster_after.*leave them out"):
+    with pytest.raises(ValueError, match=r"cluster_after.*leave them out"):
         ta.TokenClusteringConfig.for_speedup(ViTConfig(**TINY), 32, 1.5, cluster_after=2)
 
 

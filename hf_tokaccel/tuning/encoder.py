@@ -292,7 +292,8 @@ def for_speedup(
         at_best = "none" if best[1] is None else f"cluster_after={best[1][0]}, cluster_grid={best[1][1]}"
         raise ValueError(
             f"speedup={speedup} cannot be reached at image size {image_size}: the best that the FLOPs of the encoder "
-            f"allow is {int(best[0] * 100) / 100} ({at_best}); for example speedup={max(1.01, round(best[0] ** 0.5, 2))}."
+            f"allow is {int(best[0] * 100) / 100} ({at_best}); for example "
+            f"speedup={max(1.01, round(best[0] ** 0.5, 2))}."
         )
     _, after, grid = min(found)
     return TokenClusteringConfig(cluster_after=after, cluster_grid=grid, **settings)

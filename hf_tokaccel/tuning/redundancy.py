@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -90,7 +91,7 @@ def measure_redundancy(
 def predicted_loss(curve: Sequence[tuple[float, float]], share: float) -> float:
     """Lost variance at a share of tokens: linear between what was measured, and to 0 at all tokens and 1 at none."""
     points = [(0.0, 1.0), *curve, (1.0, 0.0)]
-    for (left, high), (right, low) in zip(points, points[1:], strict=False):
+    for (left, high), (right, low) in pairwise(points):
         if share <= right:
             return high + (low - high) * (share - left) / max(right - left, 1e-9)
     return 0.0
