@@ -7,7 +7,6 @@ from urllib.parse import unquote
 
 import pytest
 import typer
-from typer.testing import CliRunner
 
 from hf_tokaccel.cli import app
 
@@ -96,8 +95,8 @@ def test_shown_commands_and_options_exist():
         assert set(options) <= known | {"--help"}, f"{page}: hf_tokaccel {command}"
 
 
-@pytest.mark.parametrize("command", sorted(typer.main.get_command(app).commands))
-def test_every_command_explains_itself(command):
-    result = CliRunner().invoke(app, [command, "--help"])
-    assert result.exit_code == 0
-    assert result.output.count("hf_tokaccel") >= 1
+def test_every_command_has_examples():
+    found = typer.main.get_command(app).commands
+    commands = {name: command for name, command in found.items() if not hasattr(command, "commands")}  # no groups
+    assert len(commands) > 5
+    assert not [name for name, command in commands.items() if f"hf_tokaccel {name}" not in (command.help or "")]

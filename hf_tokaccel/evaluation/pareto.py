@@ -228,9 +228,9 @@ def _mark_outside(axis, points: Sequence[Point], cost: str, window: tuple[float,
         above = point.quality > high
         y = high if above else low
         x = getattr(point, cost)
-        shape = {"marker": 10 if above else 11, "color": _RIVALS.get(point.kind, "#555555"), "markersize": 8}
+        shape = {"marker": 6 if above else 7, "color": _RIVALS.get(point.kind, "#555555"), "markersize": 8}
         axis.plot([x], [y], clip_on=False, zorder=5, linestyle="none", **shape)
-        text = {"xytext": (0, -14 if above else 8), "textcoords": "offset points", "ha": "center", "fontsize": 7}
+        text = {"xytext": (0, -18 if above else 11), "textcoords": "offset points", "ha": "center", "fontsize": 7}
         axis.annotate(f"{point.quality:.4g}", (x, y), **text, color="#444444")
 
 
