@@ -22,7 +22,7 @@ from hf_tokaccel.evaluation.speed import time_interleaved
 from hf_tokaccel.evaluation.task import Variant
 
 ROUNDS = 5
-PARTS = ("dense output", "accelerated output", "difference", "clusters", "mean colours")
+PARTS = ("dense", "accelerated", "difference", "clusters", "mean colours")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 HEADINGS = ["", "ms per image", "speed", "GFLOPs", "of dense"]
 

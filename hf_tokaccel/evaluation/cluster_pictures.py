@@ -212,7 +212,7 @@ def draw_parts(task: Task, view: View, parts: Sequence[str]) -> list[np.ndarray]
     Args:
         task: Of the model.
         view: One setting on one image.
-        parts: Of "dense output", "accelerated output", "difference", "clusters" and "mean colours".
+        parts: Of "dense", "accelerated", "difference", "clusters" and "mean colours".
     """
     kind = _PAINTERS[task.name]
     panel = kind.prepare(view.panel)
@@ -220,8 +220,8 @@ def draw_parts(task: Task, view: View, parts: Sequence[str]) -> list[np.ndarray]
     draw = {
         "clusters": lambda axis: show_clusters(axis, panel),
         "mean colours": lambda axis: axis.imshow(mean_colours(panel.image, panel.labels.numpy())),
-        "dense output": lambda axis: painter.show(axis, panel, "dense"),
-        "accelerated output": lambda axis: painter.show(axis, panel, "accelerated"),
+        "dense": lambda axis: painter.show(axis, panel, "dense"),
+        "accelerated": lambda axis: painter.show(axis, panel, "accelerated"),
         "difference": lambda axis: painter.show_difference(axis, panel),
     }
     height, width = panel.image.shape[:2]
