@@ -6,53 +6,14 @@ accelerate launch examples/evaluate_depth.py --accel cluster_after=4,cluster_gri
 accelerate launch --multi_gpu --num_processes 2 examples/evaluate_depth.py --cpu
 """
 
-import argparse
 import sys
 
-import torch
-
-from hf_tokaccel.evaluation import DepthProtocol
-from hf_tokaccel.evaluation.depth_data import SPECIFICATIONS, open_depth_dataset
-from hf_tokaccel.evaluation.depth_task import DEPTH_MODELS, DepthTask, choose_alignment
-from hf_tokaccel.evaluation.models import input_size, load_model
-from hf_tokaccel.evaluation.script import Loaded, common_parser, run_script
-from hf_tokaccel.reference import reference_model_path
-
-
-def build_parser() -> argparse.ArgumentParser:
-    parser = common_parser(__doc__, what="depth", datasets=SPECIFICATIONS, output="outputs/evaluate_depth")
-    add = parser.add_argument
-    add("--depth-column", default="depth", help="of a `datasets` table")
-    add("--depth-scale", type=float, help="stored units per metre in the depth column, such as 1000 for millimetres")
-    add(
-        "--max-depth", type=float, help="largest true depth that counts in a `datasets` table, in metres (default: 80)"
-    )
-    add("--alignment", default="auto", help="auto, none, scale or scale_shift; auto aligns relative models only")
-    return parser
-
-
-def load(args: argparse.Namespace, device: torch.device) -> Loaded:
-    folder = args.model or reference_model_path("depth")
-    dense, stored, processor = load_model(folder, DEPTH_MODELS, dtype=args.dtype, device=device)
-    alignment, inverse = choose_alignment(dense.config, args.alignment)
-    dataset, protocol = None, DepthProtocol(alignment=alignment, inverse=inverse)
-    if args.images is None:
-        dataset = open_depth_dataset(
-            args.dataset,
-            split=args.split or "test",
-            limit=args.limit,
-            seed=args.seed,
-            size=input_size(processor),
-            columns=(args.image_column, args.depth_column),
-            depth_scale=args.depth_scale,
-            max_depth=args.max_depth,
-        )
-        protocol = dataset.protocol(alignment, inverse)
-    return Loaded(args.model or "reference depth model", dense, stored, DepthTask(processor, protocol), dataset)
+from hf_tokaccel.evaluation.script import run_script
+from hf_tokaccel.evaluation.scripts.depth import build_parser, load
 
 
 def main(argv: list[str] | None = None) -> int:
-    return run_script(build_parser(), load, argv)
+    return run_script(build_parser(__doc__), load, argv)
 
 
 if __name__ == "__main__":

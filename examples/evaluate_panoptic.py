@@ -7,66 +7,14 @@ accelerate launch examples/evaluate_panoptic.py --accel cluster_after=7,cluster_
 accelerate launch --multi_gpu --num_processes 2 examples/evaluate_panoptic.py --cpu
 """
 
-import argparse
 import sys
 
-import torch
-
-from hf_tokaccel.evaluation.models import input_size, load_model
-from hf_tokaccel.evaluation.panoptic_data import MATCHES, SPECIFICATIONS, open_panoptic_dataset
-from hf_tokaccel.evaluation.panoptic_task import (
-    PANOPTIC_MODELS,
-    PanopticProtocol,
-    PanopticTask,
-    class_names,
-    give_task_input,
-    things_without_data,
-)
-from hf_tokaccel.evaluation.script import Loaded, common_parser, run_script
-from hf_tokaccel.reference import reference_model_path
-
-
-def build_parser() -> argparse.ArgumentParser:
-    parser = common_parser(
-        __doc__, what="panoptic segmentation", datasets=SPECIFICATIONS, output="outputs/evaluate_panoptic"
-    )
-    add = parser.add_argument
-    add("--match", default="names", help=f"pairs categories with the model's classes by: {', '.join(MATCHES)}")
-    add("--threshold", type=float, help="score from which a query counts (default: the image processor's)")
-    add("--overlap", type=float, help="share of its mask that a segment must keep (default: the image processor's)")
-    return parser
-
-
-def load(args: argparse.Namespace, device: torch.device) -> Loaded:
-    folder = args.model or reference_model_path("panoptic")
-    dense, stored, processor = load_model(folder, PANOPTIC_MODELS, dtype=args.dtype, device=device)
-    give_task_input(dense, str(folder))
-    labels = class_names(dense.config)
-    dataset = None
-    if args.images is None:
-        dataset = open_panoptic_dataset(
-            args.dataset,
-            labels=labels,
-            split=args.split,
-            limit=args.limit,
-            seed=args.seed,
-            size=input_size(processor),
-            match=args.match,
-        )
-    protocol = PanopticProtocol(
-        class_names=labels,
-        things=things_without_data(labels) if dataset is None else dataset.things,
-        threshold=args.threshold,
-        overlap=args.overlap,
-        match=args.match,
-        void="none" if dataset is None else dataset.void,
-        seed=args.seed,
-    )
-    return Loaded(args.model or "reference panoptic model", dense, stored, PanopticTask(processor, protocol), dataset)
+from hf_tokaccel.evaluation.script import run_script
+from hf_tokaccel.evaluation.scripts.panoptic import build_parser, load
 
 
 def main(argv: list[str] | None = None) -> int:
-    return run_script(build_parser(), load, argv)
+    return run_script(build_parser(__doc__), load, argv)
 
 
 if __name__ == "__main__":

@@ -6,52 +6,14 @@ accelerate launch examples/evaluate_sam.py --model syscv-community/sam-hq-vit-ba
 accelerate launch examples/evaluate_sam.py --model facebook/sam-vit-base --images
 """
 
-import argparse
 import sys
 
-import torch
-
-from hf_tokaccel.evaluation.datasets import open_photographs
-from hf_tokaccel.evaluation.models import load_model
-from hf_tokaccel.evaluation.sam_data import EXAMPLE, SPECIFICATIONS, open_images, read_prompts
-from hf_tokaccel.evaluation.sam_task import SAM_MODELS, SamProtocol, SamTask
-from hf_tokaccel.evaluation.script import Loaded, common_parser, run_script
-
-
-def build_parser() -> argparse.ArgumentParser:
-    parser = common_parser(
-        __doc__,
-        what="SAM or SAM-HQ",
-        datasets=SPECIFICATIONS,
-        output="outputs/evaluate_sam",
-        without=("--split", "--image-column"),
-    )
-    parser.set_defaults(dataset="photographs", batch_size=1)
-    parser.add_argument("--points-per-side", type=int, help="points of the grid of prompts (default: 6)")
-    parser.add_argument("--prompts", metavar="FILE", help=f"JSON with prompts of every image, such as {EXAMPLE}")
-    return parser
-
-
-def load(args: argparse.Namespace, device: torch.device) -> Loaded:
-    if args.model is None:
-        raise ValueError(f"--model is missing: no SAM comes with this package; give one, such as {SAM_MODELS.example}")
-    if args.compile is not None:
-        raise ValueError("--compile is not for SAM here: only its encoder is measured, which it would not compile")
-    if args.points_per_side is not None and args.prompts is not None:
-        raise ValueError("--points-per-side and --prompts exclude each other: a file names all prompts")
-    side = 6 if args.points_per_side is None else args.points_per_side
-    if side < 1:
-        raise ValueError(f"--points-per-side {side} must be at least 1, for example 6")
-    dense, stored, processor = load_model(args.model, SAM_MODELS, dtype=args.dtype, device=device)
-    dataset = open_images(args.dataset, args.limit) if args.images is None else None
-    names = tuple(open_photographs(args.images)) if dataset is None else dataset.names
-    prompts = read_prompts(args.prompts, names) if args.prompts else {}
-    task = SamTask(dense, processor, SamProtocol(side, prompts, seed=args.seed))
-    return Loaded(args.model, dense, stored, task, dataset)
+from hf_tokaccel.evaluation.script import run_script
+from hf_tokaccel.evaluation.scripts.sam import build_parser, load
 
 
 def main(argv: list[str] | None = None) -> int:
-    return run_script(build_parser(), load, argv)
+    return run_script(build_parser(__doc__), load, argv)
 
 
 if __name__ == "__main__":

@@ -7,69 +7,14 @@ accelerate launch examples/evaluate_segmentation.py --accel cluster_after=5,clus
 accelerate launch --multi_gpu --num_processes 2 examples/evaluate_segmentation.py --cpu
 """
 
-import argparse
 import sys
 
-import torch
-
-from hf_tokaccel.evaluation.models import input_size, load_model
-from hf_tokaccel.evaluation.script import Loaded, common_parser, run_script
-from hf_tokaccel.evaluation.segmentation_data import SPECIFICATIONS, open_segmentation_dataset
-from hf_tokaccel.evaluation.segmentation_task import (
-    INFERENCES,
-    SEGMENTATION_MODELS,
-    SegmentationProtocol,
-    SegmentationTask,
-    choose_windows,
-    class_names,
-)
-from hf_tokaccel.reference import reference_model_path
-
-
-def build_parser() -> argparse.ArgumentParser:
-    parser = common_parser(
-        __doc__, what="semantic segmentation", datasets=SPECIFICATIONS, output="outputs/evaluate_segmentation"
-    )
-    add = parser.add_argument
-    add("--label-column", default="label", help="of a `datasets` table")
-    add("--ignore-label", type=int, nargs="*", default=[255], help="label values of a `datasets` table to leave out")
-    add("--reduce-labels", action="store_true", help="in a `datasets` table 0 does not count and classes start at 1")
-    add("--inference", default="auto", help=f"{', '.join(INFERENCES)}; auto slides where a crop is known")
-    add("--crop", type=int, help="side of sliding windows in pixels (default: as stored with the model)")
-    add("--stride", type=int, help="step between them (default: as stored with the model, or the crop)")
-    return parser
-
-
-def load(args: argparse.Namespace, device: torch.device) -> Loaded:
-    folder = args.model or reference_model_path("segmentation")
-    dense, stored, processor = load_model(folder, SEGMENTATION_MODELS, dtype=args.dtype, device=device)
-    windows = choose_windows(dense.config, args.inference, args.crop, args.stride)
-    dataset = None
-    if args.images is None:
-        dataset = open_segmentation_dataset(
-            args.dataset,
-            num_classes=dense.config.num_labels,
-            split=args.split,
-            limit=args.limit,
-            seed=args.seed,
-            size=input_size(processor),
-            columns=(args.image_column, args.label_column),
-            ignored=args.ignore_label,
-            first_ignored=args.reduce_labels,
-        )
-    protocol = SegmentationProtocol(
-        class_names=class_names(dense.config, dataset),
-        windows=windows,
-        resizes=dataset is not None and dataset.resizes,
-        ignored="none" if dataset is None else dataset.ignored,
-        seed=args.seed,
-    )
-    task = SegmentationTask(processor, protocol, args.batch_size)
-    return Loaded(args.model or "reference segmentation model", dense, stored, task, dataset)
+from hf_tokaccel.evaluation.script import run_script
+from hf_tokaccel.evaluation.scripts.segmentation import build_parser, load
 
 
 def main(argv: list[str] | None = None) -> int:
-    return run_script(build_parser(), load, argv)
+    return run_script(build_parser(__doc__), load, argv)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,7 @@
 """Token clustering for dense prediction with vision transformers of Hugging Face Transformers, without retraining."""
 
+from typing import Any
+
 from . import models as _models  # noqa: F401  registers the tokaccel_* types
 from .auto import accelerate, accelerate_config, to_native, to_native_config
 from .configuration import TokenClusteringConfig
@@ -19,4 +21,14 @@ __all__ = [
     "support_table",
     "to_native",
     "to_native_config",
+    "tune",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    # The search needs the evaluation, whose imports take seconds.
+    if name == "tune":
+        from .tuning import tune
+
+        return tune
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

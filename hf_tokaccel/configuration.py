@@ -170,6 +170,29 @@ class TokenClusteringConfig:
             )
         return cls(**values)
 
+    @classmethod
+    def for_speedup(
+        cls, config: Any, image_size: int | tuple[int, int], speedup: float, **settings: Any
+    ) -> "TokenClusteringConfig":
+        """A starting point from arithmetic alone: `cluster_after` and `cluster_grid` for a ratio of FLOPs.
+
+        Counted are the encoder's blocks in closed form, without clustering and reconstruction themselves, heads and
+        decoders. Of the settings that reach the ratio it takes one whose share of clusters goes with its share of
+        blocks about as in the paper; `hf_tokaccel.tune` looks at images and finds better ones.
+
+        Args:
+            config: of the model, native or accelerated.
+            image_size: side or (height, width) in pixels.
+            speedup: dense over clustered FLOPs of the encoder, above 1.
+            settings: other fields.
+
+        Raises:
+            ValueError: when the model is not supported or the ratio cannot be reached; it says the best that can.
+        """
+        from .tuning.encoder import for_speedup
+
+        return for_speedup(config, image_size, speedup, **settings)
+
     def to_dict(self) -> dict[str, Any]:
         """The plain dict that goes into config.json; None is kept, so that a reader sees every setting."""
         return asdict(self) | {"cluster_grid": list(self.cluster_grid)}

@@ -51,6 +51,40 @@ class ShimMixin:
         """As in Transformers; the folder also loads with `trust_remote_code=True`, which needs hf_tokaccel."""
         save_with_shim(self, super().save_pretrained, save_directory, *args, **kwargs)
 
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        result: Any = None,
+        not_measured: bool = False,
+        card: Any = None,
+        processor: Any = None,
+        **options: Any,
+    ) -> Any:
+        """Uploads weights, config, shim, image processor and model card as one commit.
+
+        Args:
+            repo_id: NAME or NAMESPACE/NAME.
+            result: what the card tells: the `evaluation.Result` of this model, or the path of its result.json.
+            not_measured: write a card that says that nothing was measured.
+            card: a `huggingface_hub.ModelCard`, or the path of one, instead of a generated card.
+            processor: uploaded beside the model; None takes the one from where the model was loaded, False none.
+            options: as in Transformers: private, token, revision, create_pr, commit_message, commit_description,
+                max_shard_size, tags.
+
+        Returns:
+            CommitInfo: what huggingface_hub says of the commit.
+
+        Raises:
+            ValueError: no results and no word that this is meant, results of another model or setting, no processor
+                to be found, or no token.
+            OSError: the Hub cannot be reached, or refuses.
+        """
+        from .publish import push_model
+
+        values = {"result": result, "not_measured": not_measured, "card": card, "processor": processor}
+        return push_model(self, repo_id, **values, **options)
+
     @classmethod
     def register_for_auto_class(cls, auto_class: str = "AutoModel") -> None:
         """Does nothing: Transformers would copy this package's source beside the weights; we save a shim instead."""

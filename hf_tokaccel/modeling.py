@@ -38,6 +38,7 @@ class AcceleratedModel(ShimMixin):
         accel_parts: dotted paths of parts to replace by their accelerated classes.
         accel_prefix: tokens before the patches.
         accel_ambient: whether the track has to reach the blocks past a forward that hands no keywords down to them.
+        accel_make_track: what makes the track of a pass; measurements put others on an object.
         native_class: the host's class, None where Transformers has none; found from the bases if absent.
     """
 
@@ -47,6 +48,7 @@ class AcceleratedModel(ShimMixin):
     accel_parts: tuple[str, ...] = ()
     accel_prefix: int = 1
     accel_ambient: bool = False
+    accel_make_track: Callable[..., TokenTrack] = TokenTrack
 
     def post_init(self) -> None:
         # The last call of every native __init__, before weights are loaded: parameter names stay the host's, and
@@ -177,7 +179,7 @@ def enter(native_forward: Callable, reads: Callable[[Any], Collection[int]] | No
         wanted = set(hidden_state_indices(self, read))
         layout = self.accel_layout(arguments)
         self.accel.check_grid(layout.grid, layout.unit)
-        track = TokenTrack(
+        track = self.accel_make_track(
             self.accel,
             layout,
             depth=self.accel_depth(),

@@ -51,11 +51,13 @@ class AcceleratedStage:
         accel: the setting, with blocks counted in this stage.
         window: side of its windows in tokens.
         accel_ambient: as in `AcceleratedModel`.
+        accel_make_track: likewise.
     """
 
     accel: TokenClusteringConfig
     window: int
     accel_ambient = False
+    accel_make_track: Callable[..., TokenTrack] = TokenTrack
 
     def start(self, size: tuple[int, int], wanted: Collection[int] = ()) -> TokenTrack:
         """The track of one pass through this stage, over a map of (H, W) tokens.
@@ -64,7 +66,9 @@ class AcceleratedStage:
         """
         # Constants even where torch.compile made the image size symbolic: each size gets a graph of its own.
         layout = WindowSequenceLayout(tuple(operator.index(side) for side in size), self.window)
-        return TokenTrack(self.accel, layout, depth=len(self.blocks), wanted=wanted, block_inputs=_on_cluster_map)
+        return self.accel_make_track(
+            self.accel, layout, depth=len(self.blocks), wanted=wanted, block_inputs=_on_cluster_map
+        )
 
 
 def _on_cluster_map(track: TokenTrack, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:

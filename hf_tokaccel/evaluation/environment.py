@@ -55,6 +55,15 @@ def git_commit() -> dict[str, str | bool] | None:
         return None
 
 
+def _command() -> str:
+    program = Path(sys.argv[0])
+    if program.name in ("hf_tokaccel", "tokaccel"):
+        return shlex.join([program.name, *sys.argv[1:]])
+    if program.parts[-2:] == ("cli", "__main__.py"):
+        return shlex.join(["hf_tokaccel", *sys.argv[1:]])
+    return shlex.join(["python", os.path.relpath(program), *sys.argv[1:]])
+
+
 def describe_environment(device: torch.device | str = "cpu") -> dict:
     """Machine, versions, commit, date and command, ready for JSON."""
     device = torch.device(device)
@@ -68,7 +77,7 @@ def describe_environment(device: torch.device | str = "cpu") -> dict:
     }
     return {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "command": shlex.join(["python", os.path.relpath(sys.argv[0]), *sys.argv[1:]]),
+        "command": _command(),
         "machine": machine,
         "python": platform.python_version(),
         "versions": {name: version for name in PACKAGES if (version := _version(name))} | {"torch": torch.__version__},

@@ -11,6 +11,8 @@ from transformers import AutoConfig, AutoImageProcessor
 
 import hf_tokaccel as ta
 
+from ..loading import first_line, missing_weights, stored_accel
+
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
@@ -66,7 +68,7 @@ def load_model(name: str | Path, kind: ModelKind, *, dtype: str = "float32", dev
         model, info = kind.auto.from_pretrained(name, **options)
     except OSError as error:
         raise ValueError(f"model {name!r} is incomplete: {first_line(error)}") from error
-    if missing := sorted({*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])}):
+    if missing := missing_weights(info):
         raise ValueError(
             f"model {name!r} lacks {len(missing)} weights of a {kind.trained_for} model, for example {missing[0]}; "
             f"give one that was trained for {kind.trained_for}, such as {kind.example}"
@@ -75,15 +77,6 @@ def load_model(name: str | Path, kind: ModelKind, *, dtype: str = "float32", dev
     dense = model if accel is None else ta.to_native(model)
     # Nothing is trained; and the counter of FLOPs fails on parameters with gradients that modules hand on.
     return dense.eval().requires_grad_(False).to(device), accel, processor
-
-
-def stored_accel(config) -> dict | None:
-    """Accelerated setting in a configuration or in that of its backbone."""
-    return getattr(config, "accel", None) or getattr(getattr(config, "backbone_config", None), "accel", None)
-
-
-def first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0].rstrip(".") if str(error).strip() else type(error).__name__
 
 
 def patch_size(config) -> int:

@@ -19,7 +19,7 @@ from .segmentation_pictures import draw_segmentation, show_classes
 _SHADES = (1, 0.72, 1.22, 0.86, 1.4, 0.6)
 
 
-def _as_classes(panel: Panel) -> Panel:
+def with_classes(panel: Panel) -> Panel:
     truth = None if panel.truth is None else classes_of(panel.truth)
     return replace(panel, dense=classes_of(panel.dense), accelerated=classes_of(panel.accelerated), truth=truth)
 
@@ -66,5 +66,5 @@ def draw_panoptic(panels: Sequence[Panel], path: str | Path, class_names: Sequen
         class_names: Of all classes.
         heading: Line over the figure.
     """
-    options = {"as_classes": _as_classes, "comparable": comparable, "show": show_segments}
+    options = {"as_classes": with_classes, "comparable": comparable, "show": show_segments}
     return draw_segmentation([paired(panel) for panel in panels], path, class_names, heading=heading, **options)

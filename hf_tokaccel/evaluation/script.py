@@ -85,6 +85,7 @@ def common_parser(
     add("--images", nargs="*", metavar="PATH", help="show these photographs instead (default: some of scikit-image)")
     add("--seed", type=int, default=0, help="picks the scenes and the draws of confidence intervals")
     add("--output", type=Path, default=Path(output), help="folder for JSON, Markdown and pictures")
+    add("--json", action="store_true", help="print the results as JSON for other programs instead of a table")
     return parser
 
 
@@ -148,6 +149,8 @@ def evaluate_dataset(job: Job, console: Console) -> None:
         skipped=list(comparison.skipped.values()),
     )
     result.save(args.output / "result.json")
+    if args.json:
+        print((args.output / "result.json").read_text(encoding="utf-8"), end="")
     (args.output / "result.md").write_text(to_markdown(result), encoding="utf-8")
     console.print(to_table(result))
     if result.rows[0].classes:
@@ -183,7 +186,7 @@ def run_script(parser: argparse.ArgumentParser, load: Load, argv: list[str] | No
     start = time.perf_counter()
     try:
         job = Job(args, load)
-        console = Console(width=None if sys.stdout.isatty() else 170)
+        console = Console(width=None if sys.stdout.isatty() else 170, stderr=args.json)
         if job.accelerator.is_main_process:
             args.output.mkdir(parents=True, exist_ok=True)
         if job.dataset is not None:

@@ -33,7 +33,7 @@ _LEGEND = {
     **{"loc": "upper left", "frameon": False, "fontsize": 7, "handlelength": 1.1, "handleheight": 1.0},
     **{"columnspacing": 1.2, "labelspacing": 0.35},
 }
-_LINE = 0.165  # inches of a line of a legend
+LEGEND_LINE = 0.165  # inches of a line of a legend
 
 
 def class_colours(num_classes: int, present: Sequence[int]) -> dict[int, tuple[float, float, float]]:
@@ -84,7 +84,7 @@ def differences(panel: Panel) -> tuple[np.ndarray, dict[str, str]]:
     return kinds, DIFFERENCES
 
 
-def _show_differences(axis, panel: Panel) -> None:
+def show_differences(axis, panel: Panel) -> None:
     """Draws them on the pale image."""
     kinds, colours = differences(panel)
     grey = panel.image.mean(-1, keepdims=True).repeat(3, -1) / 255
@@ -95,14 +95,14 @@ def _show_differences(axis, panel: Panel) -> None:
     axis.imshow(marks, interpolation="nearest")
 
 
-def _difference_handles(panels: Sequence[Panel]) -> list[Patch]:
+def difference_handles(panels: Sequence[Panel]) -> list[Patch]:
     """Legend of the kinds that occur."""
     found = [differences(panel) for panel in panels]
     occur = set(np.concatenate([np.unique(kinds) for kinds, _ in found]).tolist())
     return [Patch(facecolor=c, label=n) for i, (n, c) in enumerate(found[0][1].items()) if i in occur]
 
 
-def _class_handles(panels: Sequence[Panel], class_names: Sequence[str]) -> tuple[list[Patch], dict]:
+def class_handles(panels: Sequence[Panel], class_names: Sequence[str]) -> tuple[list[Patch], dict]:
     """Legend of the classes that occur, and their colours."""
     present = by_area(panels)
     colours = class_colours(len(class_names), present)
@@ -113,7 +113,7 @@ def _class_handles(panels: Sequence[Panel], class_names: Sequence[str]) -> tuple
     return handles, colours
 
 
-def _legend(figure: Figure, axes: Sequence, handles: list[Patch], columns: int) -> None:
+def class_legend(figure: Figure, axes: Sequence, handles: list[Patch], columns: int) -> None:
     """Names of colours under the given axes of the last line."""
     left, right = axes[0].get_position().x0, axes[-1].get_position().x1
     bottom = axes[0].get_position().y0
@@ -149,22 +149,22 @@ def draw_segmentation(
     """
     known = panels[0].truth is not None
     titles = ["image", *(["truth"] if known else []), "dense", "accelerated", "disagreement", "clusters"]
-    classes, colours = _class_handles([as_classes(panel) for panel in panels], class_names)
+    classes, colours = class_handles([as_classes(panel) for panel in panels], class_names)
     compared = [comparable(panel) for panel in panels]
-    kinds = _difference_handles(compared)
+    kinds = difference_handles(compared)
     maps = len(titles) - 2
     longest = max(len(handle.get_label()) for handle in classes)
     columns = max(1, int(maps * 1.75 / (0.33 + 0.062 * longest)))
     lines = max(-(-len(classes) // columns), len(kinds))
-    figure, axes = empty_grid(panels, titles, heading, foot=0.16 + _LINE * lines)
+    figure, axes = empty_grid(panels, titles, heading, foot=0.16 + LEGEND_LINE * lines)
     for line, panel, pair in zip(axes, panels, compared, strict=True):
         line[0].imshow(panel.image)
         shown = [panel.truth] * known + [panel.dense, panel.accelerated]
         for axis, values in zip(line[1:], shown, strict=False):
             show(axis, values, colours, panel.image)
-        _show_differences(line[-2], pair)
+        show_differences(line[-2], pair)
         show_clusters(line[-1], panel)
-    _legend(figure, axes[-1, :maps], classes, columns)
-    _legend(figure, axes[-1, maps:], kinds, 1)
+    class_legend(figure, axes[-1, :maps], classes, columns)
+    class_legend(figure, axes[-1, maps:], kinds, 1)
     figure.savefig(path)
     return Path(path)

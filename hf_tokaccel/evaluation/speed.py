@@ -36,7 +36,6 @@ def _synchronize(device: torch.device) -> None:
         torch.accelerator.synchronize(device)
 
 
-@torch.inference_mode()
 def time_interleaved(
     functions: Sequence[Callable[[], object]],
     *,
@@ -45,10 +44,24 @@ def time_interleaved(
     warmup: int = 2,
     advance: Callable[[], None] = lambda: None,
 ) -> list[Timing]:
-    """Time functions in turns, so that a machine that slows down slows all of them.
+    """Time functions in turns; the first is the baseline of the speed-ups. See `seconds_interleaved`."""
+    seconds = seconds_interleaved(functions, device=device, rounds=rounds, warmup=warmup, advance=advance)
+    return [summarise(times, seconds[0]) for times in seconds]
+
+
+@torch.inference_mode()
+def seconds_interleaved(
+    functions: Sequence[Callable[[], object]],
+    *,
+    device: torch.device | str = "cpu",
+    rounds: int = 10,
+    warmup: int = 2,
+    advance: Callable[[], None] = lambda: None,
+) -> list[list[float]]:
+    """Seconds of every round for each function, in turns, so that a machine that slows down slows all of them.
 
     Args:
-        functions: What is timed; the first is the baseline of the speed-ups.
+        functions: What is timed.
         device: Where the functions run; it is synchronised around each call.
         rounds: Timed rounds, each calling every function once.
         warmup: Rounds that are run before and not timed.
@@ -75,7 +88,7 @@ def time_interleaved(
     finally:
         if collects:
             gc.enable()
-    return [summarise(times, seconds[0]) for times in seconds]
+    return seconds
 
 
 def summarise(times: Sequence[float], baseline: Sequence[float]) -> Timing:

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 _MODELS = {"depth": "dpt-scenes", "segmentation": "segmenter-scenes", "panoptic": "mask2former-scenes"}
+REFERENCE_MODELS = tuple(_MODELS)
 
 
 def reference_model_path(name: str) -> Path:

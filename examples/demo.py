@@ -1,0 +1,158 @@
+"""A page to try settings by hand: an image in, dense and accelerated output, clusters, cost and speed side by side.
+
+pip install -e ".[demo]"
+python examples/demo.py
+python examples/demo.py --model Intel/dpt-large
+"""
+
+from __future__ import annotations
+
+import argparse
+from functools import lru_cache
+
+import gradio as gr
+import numpy as np
+import torch
+
+from hf_tokaccel import TokenClusteringConfig
+from hf_tokaccel.evaluation.cluster_pictures import draw_parts, sayings
+from hf_tokaccel.evaluation.script import Loaded
+from hf_tokaccel.evaluation.showing import TASKS, View, load_shown, make_views, open_sample, settings_for
+from hf_tokaccel.evaluation.speed import time_interleaved
+from hf_tokaccel.evaluation.task import Variant
+
+ROUNDS = 5
+PARTS = ("dense", "accelerated", "difference", "clusters", "mean colours")
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+HEADINGS = ["", "ms per image", "speed", "GFLOPs", "of dense"]
+
+
+@lru_cache(maxsize=4)
+def model_of(name: str) -> Loaded:
+    return load_shown(name, DEVICE)
+
+
+@lru_cache(maxsize=4)
+def scene_for(name: str) -> dict:
+    return open_sample("scene:3", model_of(name))
+
+
+def first_setting(name: str) -> tuple[TokenClusteringConfig, int, int]:
+    """The boldest default setting of a model, its number of blocks, and the tokens of a side."""
+    loaded = model_of(name)
+    sample = scene_for(name)
+    setting = settings_for(loaded, sample)[-1]
+    _, (view,) = make_views(loaded, sample, [setting])
+    config = getattr(loaded.dense.config, "backbone_config", None) or loaded.dense.config
+    blocks = sum(config.depths) if hasattr(config, "depths") else config.num_hidden_layers
+    return setting, blocks, min(view.panel.labels.shape)
+
+
+def compare(
+    name: str, image: np.ndarray | None, after: int, side: int, expansion: str, iterations: int, window: int
+) -> tuple:
+    """What the page shows for one setting.
+
+    Args:
+        name: Hub id, folder, or one of `TASKS`.
+        image: uint8 (H, W, 3).
+        after: Blocks before clustering.
+        side: Clusters along each side of the grid, or of a window where attention is windowed.
+        expansion: How full resolution is rebuilt.
+        iterations: Of clustering; 0 is plain pooling.
+        window: Side of the square of candidates, odd.
+    """
+    if image is None:
+        raise gr.Error("Give an image first.", print_exception=False)
+    try:
+        loaded = model_of(name)
+        setting = TokenClusteringConfig(
+            cluster_after=after, cluster_grid=side, expansion=expansion, iterations=iterations, window=window
+        )
+        sample = {"image": image, "name": "image"}
+        with torch.inference_mode():
+            dense, (view,) = make_views(loaded, sample, [setting])
+    except ValueError as error:  # Its message says what is allowed and names a value that works.
+        raise gr.Error(str(error), print_exception=False) from error
+    table, said = measure(loaded, sample, dense, view)
+    return *draw_parts(loaded.task, view, PARTS), table, said
+
+
+def measure(loaded: Loaded, sample: dict, dense: Variant, view: View) -> tuple[list[list[str]], str]:
+    """Time of both models on an image in turns, and a sentence on how far they agree."""
+    pixel_values = loaded.task.encode(sample)["pixel_values"][None].to(DEVICE)
+    calls = [loaded.task.timed(variant, pixel_values) for variant in (dense, view.variant)]
+    timings = time_interleaved(calls, device=DEVICE, rounds=ROUNDS, warmup=1)
+    ratios = (1.0, view.gflops_ratio)
+    rows = [
+        [
+            label,
+            f"{1000 * timing.median:.0f}",
+            f"{timing.speedup:.2f}x",
+            f"{ratio * view.gflops / view.gflops_ratio:.2f}",
+            f"{100 * ratio:.0f} %",
+        ]
+        for label, timing, ratio in zip(("dense", "accelerated"), timings, ratios, strict=True)
+    ]
+    (said,) = sayings(loaded.task, [view])
+    return rows, f"**{view.name}**: {said}. Median of {ROUNDS} runs of one image in turns, on {DEVICE}."
+
+
+def adapt(name: str) -> tuple:
+    """Sliders and image that suit a model."""
+    try:
+        setting, blocks, tokens = first_setting(name)
+    except ValueError as error:
+        raise gr.Error(str(error), print_exception=False) from error
+    return (
+        scene_for(name)["image"],
+        gr.Slider(maximum=blocks - 1, value=setting.cluster_after),
+        gr.Slider(maximum=tokens, value=setting.cluster_grid[0]),
+    )
+
+
+def build_page(models: list[str]) -> gr.Blocks:
+    setting, blocks, tokens = first_setting(models[0])
+    with gr.Blocks(title="hf_tokaccel") as page:
+        gr.Markdown(
+            "## Token clustering: dense against accelerated\n"
+            "The first blocks run on all tokens, the others on clusters of them; full resolution is rebuilt for the "
+            "head. The models of this package know rendered rooms only."
+        )
+        with gr.Row():
+            with gr.Column(scale=1, min_width=260):
+                model = gr.Dropdown(models, value=models[0], label="model")
+                image = gr.Image(scene_for(models[0])["image"], label="image", height=240)
+            with gr.Column(scale=1, min_width=260):
+                after = gr.Slider(0, blocks - 1, setting.cluster_after, step=1, label="cluster_after: blocks before")
+                side = gr.Slider(1, tokens, setting.cluster_grid[0], step=1, label="cluster_grid: clusters per side")
+                expansion = gr.Radio(["soft", "nearest", "delta"], value=setting.expansion, label="expansion")
+            with gr.Column(scale=1, min_width=260):
+                iterations = gr.Slider(0, 10, 5, step=1, label="iterations (0: plain pooling)")
+                window = gr.Slider(3, 9, 5, step=2, label="window: candidates per side")
+                run = gr.Button("Run", variant="primary")
+        with gr.Row():
+            table = gr.Dataframe(headers=HEADINGS, label="cost of one image", interactive=False)
+        said = gr.Markdown()
+        with gr.Row():
+            parts = [gr.Image(label=part, height=250, interactive=False, min_width=160) for part in PARTS]
+        run.click(compare, [model, image, after, side, expansion, iterations, window], [*parts, table, said])
+        model.change(adapt, model, [image, after, side])
+    return page
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--model", action="append", help="Hub id or folder; repeatable (default: those of the package)"
+    )
+    parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0 lets other machines in")
+    parser.add_argument("--port", type=int, default=7860)
+    args = parser.parse_args()
+    page = build_page(args.model or list(TASKS))
+    page.queue(default_concurrency_limit=1)  # Two runs at once would time each other.
+    page.launch(server_name=args.host, server_port=args.port, theme=gr.themes.Soft())
+
+
+if __name__ == "__main__":
+    main()

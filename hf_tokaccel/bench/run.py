@@ -1,0 +1,181 @@
+"""The benchmark itself: every rival in every mode, timed in turns in one run."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from .. import TokenClusteringConfig
+from ..evaluation.environment import describe_environment
+from ..evaluation.speed import seconds_interleaved, summarise
+from .agreement import agreement, reading
+from .measure import MethodAlone, peak_memory
+from .modes import Mode
+from .report import BenchResult, BenchRow
+from .rivals import Rival, rivals_of
+
+
+@dataclass
+class _Runner:
+    """A rival in a mode, ready to be timed."""
+
+    rival: Rival
+    mode: Mode
+    call: Callable[[], Any]
+    alone: Callable[[], Any] | None
+    output: tuple[str, Tensor]
+    memory: int | None
+
+
+@torch.inference_mode()
+def bench(
+    model: PreTrainedModel,
+    images: Tensor,
+    settings: Sequence[TokenClusteringConfig | dict] | None = None,
+    *,
+    modes: Sequence[Mode] = (Mode(),),
+    rivals: bool = True,
+    rounds: int = 10,
+    warmup: int = 2,
+    name: str = "",
+    advance: Callable[[str, int, int], None] = lambda what, done, total: None,
+) -> BenchResult:
+    """Speed, memory, GFLOPs and agreement of a dense model and its rivals, in one interleaved run.
+
+    Args:
+        model: dense and float32, on the device to measure.
+        images: (B, 3, h, w) float32 as the model reads them; B is the batch size.
+        settings: clustered rows; None takes a careful and a bold one.
+        modes: every row runs in each; agreement is with the dense model in the first.
+        rivals: add grid pooling, lower resolution and token merging to each group of settings.
+        rounds: timed rounds, each running everything once.
+        warmup: rounds before those.
+        name: of the model, for the report.
+        advance: told what is being done, how much of it is and how much there is.
+
+    Raises:
+        ValueError: a model that cannot be accelerated or needs more than images, a setting that does not fit, a mode
+            that this device cannot run, or rounds below 1.
+    """
+    device = images.device
+    if rounds < 1 or warmup < 0:
+        raise ValueError(f"rounds={rounds} must be 1 or more and warmup={warmup} 0 or more, for example 10 and 2")
+    if not modes or len(set(modes)) < len(modes):
+        raise ValueError(
+            f"modes {[mode.name for mode in modes]} must be one or more different ones, for example [Mode()]"
+        )
+    for mode in modes:
+        mode.check(device)
+    settings = settings and [TokenClusteringConfig.from_dict(s) if isinstance(s, dict) else s for s in settings]
+    size = tuple(images.shape[-2:])
+    model = model.eval().requires_grad_(False)
+    _check_runs(model, images)
+    rows, notes = rivals_of(model, size, settings, others=rivals)
+    runners, total = [], len(modes) * len(rows)
+    for mode in modes:
+        base = mode.base(model)
+        mode.check_attention(model, partial(base, **rows[0].variant(base).arguments(images[:1])))
+        for rival in rows:
+            advance("preparing", len(runners), total)
+            runners.append(_prepare(rival, mode, base, images))
+    alone = [runner.alone for runner in runners if runner.alone]
+    calls, done, steps = [runner.call for runner in runners] + alone, 0, 0
+
+    def step() -> None:
+        nonlocal done
+        done += 1
+        advance("timing", done, steps)
+
+    steps = len(calls) * (rounds + warmup)
+    seconds = seconds_interleaved(calls, device=device, rounds=rounds, warmup=warmup, advance=step)
+    return BenchResult(
+        model=name or type(model).__name__,
+        image_size=size,
+        batch_size=len(images),
+        rounds=rounds,
+        weights=sum(p.numel() for p in model.parameters()),
+        environment=describe_environment(device),
+        rows=_rows(runners, seconds, len(images)),
+        notes=notes,
+    )
+
+
+def _check_runs(model: PreTrainedModel, images: Tensor) -> None:
+    try:
+        output = model(pixel_values=images[:1])
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(
+            f"{type(model).__name__} does not run on images of {tuple(images.shape[-2:])} alone: "
+            f"{' '.join(str(error).split())[:300]}; give a size that it takes, or a model that reads images "
+            "only, such as the vision tower of a model with text"
+        ) from error
+    reading(output)
+
+
+def _prepare(rival: Rival, mode: Mode, base: PreTrainedModel, images: Tensor) -> _Runner:
+    model = rival.build(base)
+    eager = rival.variant(model)
+    arguments = eager.arguments(images)
+    alone = None
+    if rival.kind not in ("dense", "lower resolution"):
+        # Recorded from the model as it is, then run as this mode runs things.
+        recorded = MethodAlone(model, partial(model, **arguments))
+        alone = mode.compiled(recorded.__call__) if recorded.ran else None
+    call = partial(mode.compiled(model), **arguments)
+    output = reading(call())  # compiles
+    # What reads the output makes new tensors of most, but not of all; CUDA graphs write over those.
+    output = output[0], output[1].clone()
+    if mode.compile is not None:
+        call()  # CUDA graphs are recorded in the second call
+    gc.collect()
+    return _Runner(rival, mode, call, alone, output, peak_memory(call, images.device))
+
+
+def _rows(runners: list[_Runner], seconds: list[list[float]], batch: int) -> list[BenchRow]:
+    method = iter(seconds[len(runners) :])
+    dense: dict[Mode, list[float]] = {}
+    rows = []
+    for runner, times in zip(runners, seconds, strict=False):
+        rival = runner.rival
+        base = dense.setdefault(runner.mode, times)  # Each mode's first row is dense.
+        timing, overall = summarise(times, base), summarise(times, seconds[0])
+        spent = layers = None
+        if runner.alone is not None:
+            own = next(method)
+            spent = median(own)
+            # Within each round, as the speed-ups are.
+            layers = median(b / max(t - m, 1e-9) for b, t, m in zip(base, times, own, strict=True))
+        rows.append(
+            BenchRow(
+                name=rival.name,
+                kind=rival.kind,
+                group=rival.group,
+                mode=runner.mode.name,
+                accel=rival.accel,
+                per_layer=rival.per_layer,
+                input_size=_size(runner.call),
+                seconds={"p50": timing.median, "p10": timing.p10, "p90": timing.p90},
+                images_per_second=batch / timing.median,
+                speedup=timing.speedup,
+                speedup_overall=overall.speedup,
+                peak_bytes=runner.memory,
+                gflops=rival.gflops,
+                gflops_ratio=rival.gflops / runners[0].rival.gflops,
+                agreement=agreement(runner.output, runners[0].output),
+                method_seconds=spent,
+                layers_only_speedup=layers,
+            )
+        )
+    return rows
+
+
+def _size(call: partial) -> tuple[int, int]:
+    return tuple(call.keywords["pixel_values"].shape[-2:])

@@ -1,0 +1,137 @@
+"""`hf_tokaccel accelerate`: a checkpoint with a setting, as a folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from .frame import AsJson, Overwrite, app, check_output_folder, console, print_json, user_errors
+
+if TYPE_CHECKING:
+    from ..loading import Checkpoint
+
+# Of the blocks, those before clustering, and of each side of the token grid what is left of it: half of the tokens.
+SHARES = (0.5, 0.7)
+
+
+@app.command("accelerate")
+@user_errors()
+def accelerate(
+    model: Annotated[str, typer.Argument(help="Hub id, folder, or depth, segmentation, panoptic for ours.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write.")],
+    cluster_after: Annotated[int | None, typer.Option(help="Full-resolution blocks before clustering.")] = None,
+    cluster_grid: Annotated[str | None, typer.Option(help="Clusters as HxW, or one side of a square.")] = None,
+    accel: Annotated[
+        str | None, typer.Option(help="A whole setting: JSON, a file of it, or key=value,key=value.")
+    ] = None,
+    image_size: Annotated[
+        str | None, typer.Option(help="Pixels as HxW that it will run at, checked against the setting.")
+    ] = None,
+    auto_class: Annotated[
+        str | None,
+        typer.Option(help="Auto class to load with, such as AutoModelForDepthEstimation, if not as config.json says."),
+    ] = None,
+    dtype: Annotated[str, typer.Option(help="float32, float16, bfloat16, or auto: that of the checkpoint.")] = "auto",
+    overwrite: Overwrite = False,
+    as_json: AsJson = False,
+) -> None:
+    """Give a checkpoint a setting, and write weights, config, processor and card to a folder.
+
+    The weights stay as they are. Without a setting half of the blocks run at full resolution and half of the tokens
+    are left; `hf_tokaccel tune` finds a setting for your images.
+
+    \b
+    hf_tokaccel accelerate Intel/dpt-large --out dpt-large-tokaccel
+    hf_tokaccel accelerate Intel/dpt-large --out fast --cluster-after 12 --cluster-grid 16x16
+    hf_tokaccel accelerate facebook/sam-vit-huge --out fast --accel cluster_after=6,cluster_grid=9x9,iterations=5
+    """
+    from .. import accelerate as accelerate_model
+    from ..card import setting_of
+    from ..loading import load_checkpoint
+    from ..publish import write_card
+
+    check_output_folder(out, overwrite)
+    setting = read_setting(accel, cluster_after, cluster_grid)
+    size = None if image_size is None else read_size(image_size, "--image-size")
+    checkpoint = load_checkpoint(model, auto_class=auto_class, dtype=dtype)
+    chosen = setting is not None
+    if not chosen:
+        setting = halving_setting(checkpoint, size)
+    fast = accelerate_model(checkpoint.model, setting, size)
+    fast.save_pretrained(out)
+    if checkpoint.processor is not None:
+        checkpoint.processor.save_pretrained(out)
+    write_card(out, str(out), None, base_model=checkpoint.base_model, license=license_of(checkpoint))
+    stored = setting_of(fast.config)
+    if as_json:
+        print_json({"folder": str(out), "class": type(fast).__name__, "accel": stored, "chosen": chosen})
+        return
+    text = f"cluster_after={stored['cluster_after']}, cluster_grid={tuple(stored['cluster_grid'])}"
+    console.print(f"Wrote {out}: {type(fast).__name__}, {text}, expansion={stored['expansion']}.", markup=False)
+    if not chosen:
+        console.print("note: no setting was given, so half of the blocks and half of the tokens remain.")
+    if checkpoint.processor is None:
+        console.print(f"note: {checkpoint.source} has no image processor, so neither has {out}.", markup=False)
+    console.print(f"Next: hf_tokaccel evaluate {out} measures it and fills its card.", markup=False)
+
+
+def read_setting(accel: str | None, cluster_after: int | None, cluster_grid: str | None) -> Any | None:
+    """The setting that the options name, None where they name none.
+
+    Raises:
+        ValueError: They contradict each other, or half of a setting is missing, or it is not valid.
+    """
+    from .. import TokenClusteringConfig
+    from ..evaluation.rivals import parse_accel
+
+    if accel is not None:
+        if cluster_after is not None or cluster_grid is not None:
+            raise ValueError("--accel is a whole setting: leave out --cluster-after and --cluster-grid")
+        path = Path(accel)
+        return parse_accel(path.read_text(encoding="utf-8") if path.suffix == ".json" else accel)
+    if (cluster_after is None) != (cluster_grid is None):
+        raise ValueError(
+            "--cluster-after and --cluster-grid go together, for example --cluster-after 6 --cluster-grid 16x16; give "
+            "both, or neither for the default"
+        )
+    if cluster_after is None:
+        return None
+    return TokenClusteringConfig(cluster_after=cluster_after, cluster_grid=read_size(cluster_grid, "--cluster-grid"))
+
+
+def read_size(text: str, option: str) -> tuple[int, int]:
+    """(height, width) from "HxW" or one side of a square."""
+    sides = text.lower().split("x")
+    if len(sides) > 2 or not all(side.isdigit() for side in sides):
+        raise ValueError(f"{option} {text!r} must be HEIGHTxWIDTH or one number, for example 16x16")
+    return int(sides[0]), int(sides[-1])
+
+
+class _Halving:
+    """What `default_settings` reads of a task."""
+
+    shares = (SHARES,)
+    variations = ({},)
+
+
+def halving_setting(checkpoint: Checkpoint, image_size: tuple[int, int] | None) -> Any:
+    """A setting with half of the blocks at full resolution and half of the tokens, for a checkpoint's image size."""
+    from ..evaluation.models import input_size
+    from ..evaluation.rivals import default_settings
+
+    (setting,) = default_settings(checkpoint.model, image_size or input_size(checkpoint.processor), _Halving)
+    return setting
+
+
+def license_of(checkpoint: Checkpoint) -> str | None:
+    """The licence that the base model's card names, if it can be read."""
+    from huggingface_hub import ModelCard, hf_hub_download
+
+    try:
+        folder = Path(checkpoint.source)
+        path = folder / "README.md" if folder.is_dir() else hf_hub_download(checkpoint.source, "README.md")
+        return ModelCard.load(path).data.license
+    except (OSError, ValueError):
+        return None
