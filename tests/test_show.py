@@ -173,3 +173,25 @@ def test_a_scene_keeps_its_truth_only_where_the_model_speaks_of_it():
     assert torch.is_tensor(sample(inverse=False)["depth"])
     assert "depth" not in sample(inverse=True)
     assert sample(inverse=True)["name"] == "scene 2"
+
+
+def test_windows_of_one_image_are_put_together(tmp_path):
+    """Swin clusters each window on its own; UperNet is no model of sliding windows."""
+    from transformers import SegformerImageProcessor, SwinConfig, UperNetConfig, UperNetForSemanticSegmentation
+
+    from hf_tokaccel import TokenClusteringConfig
+    from hf_tokaccel.evaluation.showing import load_shown, make_views
+
+    sizes = {"embed_dim": 16, "depths": [1, 1, 4, 1], "num_heads": [1, 2, 4, 8], "window_size": 4}
+    swin = SwinConfig(image_size=128, out_features=["stage1", "stage2", "stage3", "stage4"], **sizes)
+    sizes = {"hidden_size": 16, "auxiliary_channels": 16, "auxiliary_in_channels": 64, "pool_scales": [1, 2]}
+    config = UperNetConfig(backbone_config=swin, num_labels=5, **sizes)
+    UperNetForSemanticSegmentation(config).save_pretrained(tmp_path)
+    SegformerImageProcessor(size={"height": 128, "width": 128}).save_pretrained(tmp_path)
+    loaded = load_shown(str(tmp_path))
+    setting = TokenClusteringConfig(cluster_after=3, cluster_grid=2)
+    _, (view,) = make_views(loaded, open_sample("astronaut", loaded), [setting])
+    labels = view.panel.labels
+    assert labels.shape == (8, 8)  # of stage 3, in 2 x 2 windows of 4 clusters at most
+    windows = [set(part.unique().tolist()) for rows in labels.chunk(2) for part in rows.chunk(2, -1)]
+    assert sum(map(len, windows)) == len(set().union(*windows)) <= 16

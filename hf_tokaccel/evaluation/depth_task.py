@@ -118,7 +118,7 @@ class DepthTask(Task):
         pixel_values = self.encode(sample)["pixel_values"][None].to(accelerated.device)
         with ta.observe_clusters() as seen:
             accelerated.eager(pixel_values=accelerated.inputs(pixel_values))
-        return Panel(sample["image"], *maps, seen[0].labels()[0].cpu(), depth)
+        return Panel(sample["image"], *maps, seen[0].image_labels()[0].cpu(), depth)
 
     def draw_samples(self, panels: Sequence[Panel], path: Path, heading: str) -> None:
         draw_scenes(panels, path, heading=heading)

@@ -220,7 +220,7 @@ class SegmentationTask(Task):
         pixel_values = self.encode(sample)["pixel_values"][None].to(accelerated.device)
         with ta.observe_clusters() as seen:
             self.run(accelerated.with_eager(), pixel_values)
-        labels = torch.cat([one.labels().cpu() for one in seen])
+        labels = torch.cat([one.image_labels().cpu() for one in seen])
         size = tuple(pixel_values.shape[-2:])
         labels = labels[0] if len(labels) == 1 else self._paste(labels, size)
         return Panel(sample["image"], *maps, labels, sample.get("label"))
