@@ -29,6 +29,7 @@ results:  ## Redo the committed results of the evaluations, and README's tables 
 	accelerate launch examples/evaluate_depth.py --output docs/evaluate_depth
 	accelerate launch examples/evaluate_segmentation.py --output docs/evaluate_segmentation
 	accelerate launch examples/evaluate_panoptic.py --output docs/evaluate_panoptic
+	hf_tokaccel plot docs/evaluate_depth/result.json docs/evaluate_segmentation/result.json docs/evaluate_panoptic/result.json
 	python -m benchmarks.readme
 
 semantic-tokens:  ## Redo the experiments of semantic tokens (an hour), and the tables of their page

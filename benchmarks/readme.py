@@ -139,7 +139,8 @@ def main() -> int:
     for page, text in new.items():
         page.write_text(text)
     for folder in EVALUATIONS:
-        shrink(folder / "scenes.png")
+        for picture in ("scenes.png", "pareto.png"):
+            shrink(folder / picture)
     return 0
 
 
