@@ -475,6 +475,18 @@ def test_attentions_are_those_of_the_last_block_of_each_stage():
     assert [tuple(a.shape[1:]) for a in attentions] == [(1, 16, 16), (2, 16, 16), (2, 64, 16), (4, 16, 16)]
 
 
+@pytest.mark.slow
+def test_compiles_again_for_another_size():
+    """With sizes as constants: as symbols they grow through windows and padding until PyTorch takes minutes."""
+    model = accelerated(PLAIN)
+    torch._dynamo.reset()
+    compiled = torch.compile(model, fullgraph=True, backend="eager")
+    for size in ((64, 64), (80, 96), (60, 50)):
+        images = torch.randn(1, 3, *size)
+        with torch.no_grad():
+            assert torch.allclose(compiled(images).logits, model(images).logits, atol=1e-5)
+
+
 def test_maps_of_four_windows_only_for_the_classification_formulation():
     model = accelerated(CLASSIFICATION, depths=UNIT)
     message = r"9 x 8 tokens in the third stage .*8 x 8 tokens.*'detection'"

@@ -1,5 +1,6 @@
 """STViT and STViT-R on Swin: its third stage runs on a few semantic tokens of each window (CVPR 2023)."""
 
+import operator
 from itertools import pairwise
 from typing import Any
 
@@ -119,7 +120,7 @@ class TokAccelSTViTSwinEncoder(SemanticModel, SwinEncoder):
     ) -> SwinEncoderOutput:
         """The stages, on patches (B, H * W, C) of a map (H, W)."""
         # Constants even where torch.compile made the image size symbolic: each size gets a graph of its own.
-        size = tuple(int(side) for side in input_dimensions)
+        size = tuple(operator.index(side) for side in input_dimensions)
         maps = [hidden_states.unflatten(1, size).permute(0, 3, 1, 2).contiguous()]
         for stage in self.layers:
             hidden_states, shown, _ = stage(
