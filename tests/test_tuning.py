@@ -16,6 +16,7 @@ from hf_tokaccel.cli import app
 from hf_tokaccel.evaluation import panoptic
 from hf_tokaccel.evaluation.speed import count_gflops
 from hf_tokaccel.tuning import api
+from hf_tokaccel.tuning import search as search_module
 from hf_tokaccel.tuning.agreement import Agreement, Reading, _segments
 from hf_tokaccel.tuning.images import gather_images
 from hf_tokaccel.tuning.redundancy import predicted_loss
@@ -40,6 +41,14 @@ BLOB = torch.nn.functional.interpolate(
 def model():
     torch.manual_seed(0)
     return Dinov2Model(Dinov2Config(**TINY)).eval()
+
+
+@pytest.fixture
+def brief(monkeypatch):
+    """A search of few settings."""
+    monkeypatch.setattr(search_module, "KNOBS", {"expansion": ("delta", "soft")})
+    monkeypatch.setattr(search_module, "KEPT", 2)
+    monkeypatch.setattr(api, "LADDER", ())
 
 
 @pytest.fixture(scope="module")
@@ -80,14 +89,14 @@ def test_pareto_front_is_one(tuned):
         assert dear.agreement > cheap.agreement
 
 
-def test_agreement_is_kept_at_least_cost(model):
+def test_agreement_is_kept_at_least_cost(model, brief):
     result = ta.tune(model, BLOB, agreement=0.9)
     assert result.chosen.agreement >= 0.9
     enough = [trial for trial in result.trials if trial.agreement >= 0.9 and trial.kind == "clusters"]
     assert result.chosen.gflops_ratio == min(trial.gflops_ratio for trial in enough)
 
 
-def test_speed_is_what_was_measured(model, monkeypatch):
+def test_speed_is_what_was_measured(model, brief, monkeypatch):
     # Timing a tiny model says nothing: half of what GFLOPs promise is gained.
     def speeds(search, settings, rounds):
         return [1 + (1 / search.cost(setting) - 1) / 2 for setting in settings]
@@ -100,7 +109,7 @@ def test_speed_is_what_was_measured(model, monkeypatch):
         ta.tune(model, BLOB, speedup=9)
 
 
-def test_budgets_that_cannot_be_met_say_the_best_that_can(model):
+def test_budgets_that_cannot_be_met_say_the_best_that_can(model, brief):
     with pytest.raises(ValueError, match=r"gflops=0.01 cannot be met: the least .* is (0\.\d+)") as error:
         ta.tune(model, BLOB, gflops=0.01)
     assert float(re.search(r"is (0\.\d+)", str(error.value))[1]) > 0.01
@@ -174,6 +183,8 @@ def hosts():
 def test_every_kind_of_host_is_searched(kind, build, side):
     torch.manual_seed(0)
     native = build().eval()
+    if kind == "depth":
+        native.head.head[-2].weight.data.abs_()  # else it is 0 everywhere
     images = torch.nn.functional.interpolate(BLOB[:2], (side, side), mode="bilinear")
     search = Search(native, images, 2, lambda trial: None)
     assert search.kind == kind
@@ -232,6 +243,11 @@ def test_segments_are_queries_with_a_class():
     assert score("segments", lost, maps, 2) == pytest.approx(0.5)
 
 
+def test_depth_of_zero_is_refused():
+    with pytest.raises(ValueError, match="0 everywhere"):
+        score("depth", torch.zeros(1, 4, 4), torch.zeros(1, 4, 4))
+
+
 def test_loss_between_measurements_is_linear():
     curve = [(0.25, 0.4), (0.5, 0.2)]
     assert predicted_loss(curve, 0.375) == pytest.approx(0.3)
@@ -269,13 +285,12 @@ def test_command_says_mistakes_in_a_line(tmp_path):
         assert said in " ".join(result.output.split())
 
 
-def test_command_tunes_a_folder_of_images(model, tmp_path, monkeypatch):
+def test_command_tunes_a_folder_of_images(model, brief, tmp_path):
     model.save_pretrained(tmp_path / "model")
     (tmp_path / "photos").mkdir()
     for index, image in enumerate(BLOB):
         pixels = ((image.clamp(-1, 1) + 1) * 127).byte().permute(1, 2, 0).numpy()
         Image.fromarray(pixels).save(tmp_path / "photos" / f"{index}.png")
-    monkeypatch.setattr(api, "LADDER", ())
     out = tmp_path / "tuned.json"
     arguments = ["tune", str(tmp_path / "model"), "--images", str(tmp_path / "photos"), "--gflops", "0.7"]
     result = CliRunner().invoke(app, [*arguments, "--out", str(out), "--plot", str(tmp_path / "p.png"), "--json"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -93,6 +94,11 @@ class Agreement:
             self._sums += torch.where(union > 0, shared / union.clamp(min=1), 1.0).mean(-1).sum().item()
         else:
             (number,) = mean_agreement((dense.kind, value), (dense.kind, dense.value)).values()
+            if not math.isfinite(number):
+                raise ValueError(
+                    f"the {dense.kind} of the dense model or of a setting is 0 everywhere or not finite, so there is "
+                    "nothing to agree with: give images and weights that belong together, in float32 if in doubt."
+                )
             self._sums += len(dense.value) * (1 - number if dense.kind == "depth" else number)
 
     @property

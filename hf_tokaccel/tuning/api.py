@@ -166,7 +166,7 @@ def _fast(search: Search, wanted: float, rounds: int) -> tuple[Trial, float]:
         near = sorted(
             (t for t in search.trials.values() if t.gflops_ratio <= share), key=lambda t: t.agreement, reverse=True
         )
-        finalists = list(dict.fromkeys([best, *near[:2]]))
+        finalists = list({trial.name: trial for trial in (best, *near[:2])}.values())
         timed = [
             with_speed(trial, speed)
             for trial, speed in zip(finalists, search.speeds([t.setting for t in finalists], rounds), strict=True)

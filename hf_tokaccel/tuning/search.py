@@ -74,13 +74,10 @@ class Search:
 
     def cost(self, setting: TokenClusteringConfig) -> float:
         """GFLOPs of an image relative to the dense model."""
-        key = (
-            group_name(setting),
-            setting.expansion,
-            setting.similarity_on,
-            setting.decode_clusters,
-            setting.iterations,
-        )
+        whole = setting.reconstruct_after is not None or setting.expansion == "delta"
+        decodes_clusters = self.decodes and not whole and setting.decode_clusters is not False
+        # Whatever else is set changes no product's size.
+        key = group_name(setting), setting.expansion == "nearest", decodes_clusters, setting.iterations
         if key not in self._costs:
             self._costs[key] = self._count(accelerate(self.model, setting, self.size)) / self.dense_gflops
         return self._costs[key]
