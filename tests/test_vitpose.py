@@ -38,6 +38,7 @@ class TestVitPoseBackbone(VitPoseTester):
 
 
 class TestVitPoseForPoseEstimation(VitPoseTester):
+    secondary = True  # ViT's blocks
     native, auto = VitPoseForPoseEstimation, AutoModelForPoseEstimation
     legacy_key = new_key = "backbone.encoder.layer.0.attention.attention.query.weight"
 

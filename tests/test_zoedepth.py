@@ -15,6 +15,7 @@ BACKBONE = {
 
 
 class TestZoeDepth(FamilyTester):
+    secondary = True  # BEiT's blocks
     native, auto = ZoeDepthForDepthEstimation, AutoModelForDepthEstimation
     image_size, grid = (32, 48), (8, 12)
     flop_ratio = 0.97
