@@ -426,7 +426,7 @@ def test_folder_of_images_to_folder_for_the_hub(main, folder, tmp_path, capsys):
     options += ["--epochs", "6", "--warmup-epochs", "1", "--batch-size", "6", "--lr", "0.3", "--drop-path", "0"]
     options += ["--mixup", "0", "--cutmix", "0", "--randaugment", "0", "--color-jitter", "0", "--erasing", "0"]
     assert main([*options, "--output", str(tmp_path / "model"), "--keep", "last"]) == 0
-    printed, progress = capsys.readouterr()
+    progress = capsys.readouterr().err
     assert "epoch 6: accuracy" in progress
     card = ModelCard.load(tmp_path / "model" / "README.md")
     (result,) = card.data.eval_results
