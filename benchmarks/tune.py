@@ -4,7 +4,8 @@ python -m benchmarks.tune                            all three reference models;
 python -m benchmarks.tune --only depth --images 8 --limit 20     quick look, writes nothing
 
 Each group of hand-picked settings (shares of blocks and tokens of the paper or near it, in every expansion) gives a
-budget: the GFLOPs of its cheapest setting. The tuned setting must stay within, so that it wins at equal or lower cost.
+budget: the GFLOPs of its cheapest setting, to 1 %. The tuned setting must stay within, so that it wins at equal or
+lower cost.
 """
 
 from __future__ import annotations
@@ -58,7 +59,9 @@ def compare(task: str, images: int, limit: int, batch_size: int, seed: int, cons
     for name, members in groups.items():
         costs = [gflops_of_shape(accelerate(dense, setting, size), size) / total for setting in members]
         start = time.perf_counter()
-        result = tune(dense, pixel_values, gflops=min(costs), batch_size=batch_size, seed=seed)
+        # Expansions differ in a trifle, which shall not forbid the grid itself.
+        share = max(cost for cost in costs if cost <= 1.01 * min(costs))
+        result = tune(dense, pixel_values, gflops=share, batch_size=batch_size, seed=seed)
         seconds = time.perf_counter() - start
         console.print(f"{task}, {name}: {len(result.trials) - 1} settings in {seconds:.0f} s")
         for kind, setting, cost in [
