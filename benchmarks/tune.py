@@ -4,7 +4,8 @@ python -m benchmarks.tune                            all three reference models;
 python -m benchmarks.tune --only depth --images 8 --limit 20     quick look, writes nothing
 
 Each group of hand-picked settings (shares of blocks and tokens of the paper or near it, in every expansion) gives a
-budget: the GFLOPs of its cheapest setting. The tuned setting must stay within, so that it wins at equal or lower cost.
+budget: the GFLOPs of its cheapest setting, to 1 %. The tuned setting must stay within, so that it wins at equal or
+lower cost.
 """
 
 from __future__ import annotations
@@ -58,7 +59,9 @@ def compare(task: str, images: int, limit: int, batch_size: int, seed: int, cons
     for name, members in groups.items():
         costs = [gflops_of_shape(accelerate(dense, setting, size), size) / total for setting in members]
         start = time.perf_counter()
-        result = tune(dense, pixel_values, gflops=min(costs), batch_size=batch_size, seed=seed)
+        # Expansions differ in a trifle, which shall not forbid the grid itself.
+        share = max(cost for cost in costs if cost <= 1.01 * min(costs))
+        result = tune(dense, pixel_values, gflops=share, batch_size=batch_size, seed=seed)
         seconds = time.perf_counter() - start
         console.print(f"{task}, {name}: {len(result.trials) - 1} settings in {seconds:.0f} s")
         for kind, setting, cost in [
@@ -85,24 +88,20 @@ def compare(task: str, images: int, limit: int, batch_size: int, seed: int, cons
 
 
 def verdicts(rows: list[dict], task: str) -> list[dict]:
-    """For each group whether the tuned setting beats the best of those picked by hand, and the released one."""
+    """For each group whether the tuned setting beats those picked by hand: at its budget, and at any cost."""
     metric, more = TASKS[task]
     found = []
     for group in dict.fromkeys(row["group"] for row in rows if row["group"]):
-        inside = [row for row in rows if row["group"] == group]
-        tuned = inside[-1]["metrics"][metric]
-        picked = [row["metrics"][metric] for row in inside[:-1]]
-        best = max(picked) if more else min(picked)
-        found.append(
-            {
-                "group": group,
-                "tuned": tuned,
-                "best hand-picked": best,
-                "first hand-picked": picked[0],
-                "beats the best": tuned > best if more else tuned < best,
-                "beats the first": tuned > picked[0] if more else tuned < picked[0],
-            }
-        )
+        *picked, tuned = (row for row in rows if row["group"] == group)
+        budget = 1.01 * min(row["gflops_ratio"] for row in picked)
+        equal = [row["metrics"][metric] for row in picked if row["gflops_ratio"] <= budget]
+        every = [row["metrics"][metric] for row in picked]
+        verdict = {"group": group, "tuned": tuned["metrics"][metric]}
+        for name, values in (("equal GFLOPs", equal), ("any GFLOPs", every)):
+            best = max(values) if more else min(values)
+            beats = verdict["tuned"] > best if more else verdict["tuned"] < best
+            verdict[name] = {"best hand-picked": best, "tuned wins": beats}
+        found.append(verdict)
     return found
 
 
@@ -118,8 +117,9 @@ def show(result: dict, console: Console) -> None:
             style = "bold" if row["kind"] == "tuned" else None
             table.add_row(row["group"], label, f"{100 * row['gflops_ratio']:.1f} %", value, style=style)
         console.print(table)
-        lost = [verdict["group"] for verdict in part["verdicts"] if not verdict["beats the best"]]
-        console.print(f"tune does not win at: {', '.join(lost)}" if lost else "tune wins everywhere")
+        for name in ("equal GFLOPs", "any GFLOPs"):
+            lost = [verdict["group"] for verdict in part["verdicts"] if not verdict[name]["tuned wins"]]
+            console.print(f"{name}: tune {'does not win at ' + ', '.join(lost) if lost else 'wins everywhere'}")
 
 
 def main() -> None:
