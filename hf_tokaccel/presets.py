@@ -43,7 +43,7 @@ class Released:
     Attributes:
         name: of the preset.
         model: that the row is of.
-        data: that it was measured on; empty where the row is about speed only.
+        data: that it was measured on, where the model has several.
         image_size: (height, width) in pixels.
         alpha: as the table prints it; of SAM its clustering location.
         accel: what the released code sets. What is left open is the model family's own, which is as released.
@@ -69,57 +69,56 @@ class Released:
         return {name: value for name, value in self.accel.items() if name not in self.schedule}
 
 
-def _rows(prefix: str, model: str, data: str, size: Grid, others: dict, *rows: tuple) -> Iterator[Released]:
-    """Presets of one table: of each row alpha, `cluster_after`, the side of the cluster grid and a note if any."""
-    for alpha, after, side, *note in rows:
-        accel = {"cluster_after": after, "cluster_grid": (side, side), **others}
-        yield Released(f"{prefix}-{side}x{side}-after-{after}", model, data, size, alpha, accel, *note)
+def _others(iterations: int, inverse_temperature: float, window: int, **more: Any) -> dict[str, Any]:
+    return {"iterations": iterations, "inverse_temperature": inverse_temperature, "window": window, **more}
 
 
-def _clustering(iterations: int, inverse_temperature: float, window: int, **others: Any) -> dict[str, Any]:
-    return {"iterations": iterations, "inverse_temperature": inverse_temperature, "window": window, **others}
+def _swin(iterations: int, inverse_temperature: float, window: int, neighbors: int) -> dict[str, Any]:
+    return _others(iterations, inverse_temperature, window, neighbors=neighbors, mask_shift="released")
 
 
-def _mask2former(task: str, title: str, others: dict, *rows: tuple, size: Grid = (1152, 1152)) -> Iterator[Released]:
-    others = {**others, "mask_shift": "released"}
-    yield from _rows(f"mask2former-{task}", "Mask2Former Swin-L", title, size, others, *rows)
-
-
-_SEGMENTER = ("Segmenter ViT-L/16", _clustering(5, 0.02, 5, neighbors=20))
-_DPT = ("DPT hybrid", _clustering(5, 1.0, 5, expansion="nearest"))
-_SWAG = _clustering(5, 1.0, 5)
+_SEGMENTER, _DPT = _others(5, 0.02, 5, neighbors=20), _others(5, 1.0, 5, expansion="nearest")
+_SAM, _SWAG = _others(5, 0.005, 5, neighbors=20), _others(5, 1.0, 5)
+_PANOPTIC, _INSTANCE, _SEMANTIC = _swin(5, 0.05, 7, 10), _swin(5, 0.01, 11, 60), _swin(5, 0.01, 5, 10)
+_FOUR, _FIVE = _swin(4, 0.01, 7, 49), _swin(5, 0.01, 7, 49)
 _PRINTED, _SHIPPED = "what the published GFLOPs imply", "what the released configuration says"
+_MODELS = {
+    "segmenter": "Segmenter ViT-L/16",
+    "dpt": "DPT hybrid",
+    "mask2former": "Mask2Former Swin-L",
+    "sam": "SAM ViT-H",
+    "swag-l16": "SWAG ViT-L/16",
+    "swag-h14": "SWAG ViT-H/14",
+}
+# Model, data, (height, width) in pixels, fields, and of each row alpha, cluster_after, side of the cluster grid, and a
+# note if the row and the released code disagree.
+_TABLES = (
+    ("segmenter", "ADE20K", (640, 640), _SEGMENTER, (16, 16, 28), (10, 10, 28), (8, 8, 20)),
+    ("segmenter", "Cityscapes", (768, 768), _SEGMENTER, (18, 18, 32), (12, 12, 32), (10, 10, 24)),
+    ("segmenter", "Pascal Context", (480, 480), _SEGMENTER, (14, 14, 20), (12, 12, 15), (8, 8, 15)),
+    ("dpt", "KITTI", (352, 1216), _DPT, (6, 7, 28), (4, 5, 20), (4, 5, 16)),
+    ("dpt", "NYUv2", (480, 640), _DPT, (6, 7, 24), (4, 5, 16), (2, 3, 14)),
+    ("mask2former", "COCO panoptic", (1152, 1152), _PANOPTIC, (10, 9, 8, _PRINTED), (10, 10, 8, _SHIPPED)),
+    ("mask2former", "COCO instance", (1152, 1152), _INSTANCE, (12, 11, 8, _PRINTED), (12, 12, 8, _SHIPPED)),
+    ("mask2former", "ADE20K panoptic", (1152, 1152), _FOUR, (14, 14, 8)),
+    ("mask2former", "ADE20K semantic", (1152, 1152), _SEMANTIC, (8, 7, 8)),
+    ("mask2former", "YouTubeVIS 2019", (480, 832), _FOUR, (14, 14, 8)),
+    ("mask2former", "YouTubeVIS 2021", (400, 640), _FIVE, (14, 14, 8)),
+    ("sam", "", (1024, 1024), _SAM, (18, 18, 11), (14, 14, 10), (8, 8, 10), (8, 8, 9), (6, 6, 9)),
+    ("swag-l16", "", (512, 512), _SWAG, (12, 12, 23), (6, 6, 23), (8, 8, 16)),
+    ("swag-h14", "", (518, 518), _SWAG, (10, 10, 26), (4, 4, 25), (8, 8, 18)),
+)
 
 
 def _all_rows() -> Iterator[Released]:
-    model, others = _SEGMENTER
-    for data, side, *rows in (
-        ("ADE20K", 640, (16, 16, 28), (10, 10, 28), (8, 8, 20)),
-        ("Cityscapes", 768, (18, 18, 32), (12, 12, 32), (10, 10, 24)),
-        ("Pascal Context", 480, (14, 14, 20), (12, 12, 15), (8, 8, 15)),
-    ):
-        yield from _rows(f"segmenter-{data.lower().replace(' ', '-')}", model, data, (side, side), others, *rows)
-    model, others = _DPT
-    for data, size, *rows in (
-        ("KITTI", (352, 1216), (6, 7, 28), (4, 5, 20), (4, 5, 16)),
-        ("NYUv2", (480, 640), (6, 7, 24), (4, 5, 16), (2, 3, 14)),
-    ):
-        yield from _rows(f"dpt-{data.lower()}", model, data, size, others, *rows)
-    many = _clustering(5, 0.01, 11, neighbors=60)
-    few, fewer = (_clustering(count, 0.01, 7, neighbors=49) for count in (5, 4))
-    panoptic, semantic = _clustering(5, 0.05, 7, neighbors=10), _clustering(5, 0.01, 5, neighbors=10)
-    yield from _mask2former("coco-panoptic", "COCO panoptic", panoptic, (10, 9, 8, _PRINTED), (10, 10, 8, _SHIPPED))
-    yield from _mask2former("coco-instance", "COCO instance", many, (12, 11, 8, _PRINTED), (12, 12, 8, _SHIPPED))
-    yield from _mask2former("ade20k-panoptic", "ADE20K panoptic", fewer, (14, 14, 8))
-    yield from _mask2former("ade20k-semantic", "ADE20K semantic", semantic, (8, 7, 8))
-    yield from _mask2former("youtubevis-2019", "YouTubeVIS 2019", fewer, (14, 14, 8), size=(480, 832))
-    yield from _mask2former("youtubevis-2021", "YouTubeVIS 2021", few, (14, 14, 8), size=(400, 640))
-    sam = _clustering(5, 0.005, 5, neighbors=20)
-    rows = ((18, 18, 11), (14, 14, 10), (8, 8, 10), (8, 8, 9), (6, 6, 9))
-    yield from _rows("sam", "SAM ViT-H", "", (1024, 1024), sam, *rows)
-    large, huge = ((12, 12, 23), (6, 6, 23), (8, 8, 16)), ((10, 10, 26), (4, 4, 25), (8, 8, 18))
-    yield from _rows("swag-l16", "SWAG ViT-L/16", "ImageNet", (512, 512), _SWAG, *large)
-    yield from _rows("swag-h14", "SWAG ViT-H/14", "ImageNet", (518, 518), _SWAG, *huge)
+    for model, data, size, others, *rows in _TABLES:
+        prefix = "-".join(filter(None, (model, *data.lower().split())))
+        for alpha, after, side, *note in rows:
+            name, accel = (
+                f"{prefix}-{side}x{side}-after-{after}",
+                {"cluster_after": after, "cluster_grid": (side, side)},
+            )
+            yield Released(name, _MODELS[model], data, size, alpha, {**accel, **others}, *note)
 
 
 RELEASED = {row.name: row for row in _all_rows()}

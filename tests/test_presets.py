@@ -152,6 +152,14 @@ def test_docs_show_the_table():
     assert presets.released_table() in DOCUMENT.read_text(), "paste what `hf_tokaccel presets --markdown` prints"
 
 
+def test_docs_say_the_recipe():
+    text = " ".join(DOCUMENT.read_text().split())
+    for name, value in presets.RECIPE.fields.items():
+        assert f'`{name}="{value}"`' in text
+    assert presets.RECIPE.last_blocks == 1
+    assert "full resolution one block before the clustered span would end" in text
+
+
 # Recommended
 
 
@@ -245,6 +253,7 @@ def test_overrides_of_a_recommended_setting():
     assert (free.neighbors, free.reconstruct_after) == (4, None)
     early = Setting.recommended(ViTConfig(), 384, 1.5, reconstruct_after=8)
     encoder = describe_encoder(ViTConfig(), 384)
+    assert Setting.recommended(ViTConfig(), 384) == Setting.recommended(ViTConfig(), 384, presets.SPEEDUP)
     assert early.reconstruct_after == 8
     assert encoder.flops / encoder.clustered(early.cluster_after, early.cluster_grid, 8) >= 1.5
     assert early.cluster_grid < free.cluster_grid or early.cluster_after < free.cluster_after

@@ -53,7 +53,7 @@ def accelerate(
     from ..bench.subject import default_size
     from ..card import setting_of
     from ..loading import load_checkpoint
-    from ..presets import Recommended
+    from ..presets import SPEEDUP, Recommended
     from ..publish import write_card
 
     check_output_folder(out, overwrite)
@@ -77,7 +77,7 @@ def accelerate(
     text = f"cluster_after={stored['cluster_after']}, cluster_grid={tuple(stored['cluster_grid'])}"
     console.print(f"Wrote {out}: {type(fast).__name__}, {text}, expansion={stored['expansion']}.", markup=False)
     if not chosen:
-        console.print("note: no setting was given, so it is the recommended one for 1.5 times the speed in FLOPs.")
+        console.print(f"note: no setting was given, so it is that recommended for {SPEEDUP} times the speed in FLOPs.")
     if checkpoint.processor is None:
         console.print(f"note: {checkpoint.source} has no image processor, so neither has {out}.", markup=False)
     console.print(f"Next: hf_tokaccel evaluate {out} measures it and fills its card.", markup=False)
