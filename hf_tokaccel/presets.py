@@ -114,11 +114,9 @@ def _all_rows() -> Iterator[Released]:
     for model, data, size, others, *rows in _TABLES:
         prefix = "-".join(filter(None, (model, *data.lower().split())))
         for alpha, after, side, *note in rows:
-            name, accel = (
-                f"{prefix}-{side}x{side}-after-{after}",
-                {"cluster_after": after, "cluster_grid": (side, side)},
-            )
-            yield Released(name, _MODELS[model], data, size, alpha, {**accel, **others}, *note)
+            accel = {"cluster_after": after, "cluster_grid": (side, side), **others}
+            name = f"{prefix}-{side}x{side}-after-{after}"
+            yield Released(name, _MODELS[model], data, size, alpha, accel, *note)
 
 
 RELEASED = {row.name: row for row in _all_rows()}
