@@ -237,15 +237,16 @@ def test_fewer_blocks_are_left_at_full_resolution_where_the_ratio_asks_for_it(mo
 
 
 def test_the_recipe_is_one_table(monkeypatch):
-    fields = {"expansion": "soft", "neighbors": 7}
-    recipe = presets.Recipe(fields=fields, last_blocks=3, share=(0.0, 0.0))
     plain = Setting.recommended(ViTConfig(), 384)
-    monkeypatch.setattr(presets, "RECIPE", recipe)
+    fields = {"expansion": "soft", "neighbors": 7}
+    monkeypatch.setattr(presets, "RECIPE", replace(presets.RECIPE, fields=fields, last_blocks=3))
     changed = Setting.recommended(ViTConfig(), 384)
     assert (changed.expansion, changed.neighbors, changed.similarity_on) == ("soft", 7, "tokens")
-    assert changed.reconstruct_after == 9
-    assert changed.cluster_after > plain.cluster_after
-    assert changed.cluster_grid < plain.cluster_grid
+    assert (plain.reconstruct_after, changed.reconstruct_after) == (11, 9)
+    monkeypatch.setattr(presets, "RECIPE", replace(presets.RECIPE, last_blocks=1, share=(0.0, 0.0)))
+    fewest = Setting.recommended(ViTConfig(), 384)
+    assert fewest.cluster_after > plain.cluster_after
+    assert fewest.cluster_grid < plain.cluster_grid
 
 
 def test_overrides_of_a_recommended_setting():
