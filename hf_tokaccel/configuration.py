@@ -193,6 +193,47 @@ class TokenClusteringConfig:
 
         return for_speedup(config, image_size, speedup, **settings)
 
+    @classmethod
+    def released(cls, name: str, **overrides: Any) -> "TokenClusteringConfig":
+        """The setting of a row of the papers' tables: Segmenter, DPT, Mask2Former, SAM and SWAG.
+
+        `hf_tokaccel presets` lists the names, which say model, data, cluster grid and blocks before clustering.
+
+        Args:
+            name: such as `"segmenter-ade20k-28x28-after-10"`.
+            overrides: fields that differ from the released ones.
+
+        Raises:
+            ValueError: on an unknown name or field.
+        """
+        from .presets import released
+
+        return released(name, **overrides)
+
+    @classmethod
+    def recommended(
+        cls, config: Any, image_size: int | tuple[int, int], speedup: float = 1.5, **overrides: Any
+    ) -> "TokenClusteringConfig":
+        """The setting that did best so far for a ratio of FLOPs, from arithmetic alone as in `for_speedup`.
+
+        Clusters carry their change back to the tokens (`expansion="delta"`), tokens are compared after the next
+        LayerNorm where blocks have one before attention, and the last block of the clustered span runs at full
+        resolution, where the ratio can be reached with it and the model is not one of classification.
+
+        Args:
+            config: of the model, native or accelerated.
+            image_size: side or (height, width) in pixels.
+            speedup: dense over clustered FLOPs of the encoder, above 1, blocks at full resolution included.
+            overrides: fields that differ; `reconstruct_after` is one.
+
+        Raises:
+            ValueError: when the model is not supported, a field does not fit it, or the ratio cannot be reached; it
+                says the best that can.
+        """
+        from .presets import recommended
+
+        return recommended(config, image_size, speedup, **overrides)
+
     def to_dict(self) -> dict[str, Any]:
         """The plain dict that goes into config.json; None is kept, so that a reader sees every setting."""
         return asdict(self) | {"cluster_grid": list(self.cluster_grid)}

@@ -12,18 +12,18 @@ from transformers import PreTrainedModel
 
 from ..auto import accelerate, accelerate_config
 from ..bench.measure import gflops_of_shape
+from ..configs import family_of
 from ..configuration import TokenClusteringConfig
 from ..evaluation.models import stored_accel
 from ..evaluation.rivals import group_name, setting_name
 from ..evaluation.speed import count_gflops, time_interleaved
+from ..presets import recipe_for, recommend
 from .agreement import Agreement, Reading, read_output
-from .encoder import Encoder, Grid, describe_encoder
+from .encoder import Encoder, Grid, describe_encoder, find_head
 from .images import other_inputs
 from .redundancy import measure_redundancy, predicted_loss
 from .result import Trial
 
-# What did best on the reference models; where the search begins.
-BASE = {"expansion": "delta", "similarity_on": "normalized"}
 KEPT = 6  # schedules of a budget that are run; the others lose more tokens' variance
 KNOBS: dict[str, tuple] = {
     "similarity_on": ("tokens", "normalized"),
@@ -53,6 +53,8 @@ class Search:
         self.batches = [{"pixel_values": part, **other_inputs(model, part)} for part in parts]
         config = accelerate_config(model.config, None)
         self.decodes = getattr(config, "accel_decodes_clusters", False)
+        self.similarities = family_of(find_head(config).accel_host()).accel_similarities
+        self.recipe = recipe_for(model.config)
         self.encoder: Encoder = describe_encoder(config, self.size)
         self.span = self.encoder.longest()
         self.dense: list[Reading] = self._read(model)
@@ -104,8 +106,15 @@ class Search:
     def cheapest(self) -> tuple[float, TokenClusteringConfig]:
         """The least cost that a setting can have."""
         start = self.span[0]
-        setting = TokenClusteringConfig(cluster_after=start, cluster_grid=self.encoder.grids(start)[0], **BASE)
+        grid = self.encoder.grids(start)[0]
+        setting = TokenClusteringConfig(cluster_after=start, cluster_grid=grid, **self.recipe.fields)
         return self.cost(setting), setting
+
+    def recommended(self, budget: float, fields: dict[str, Any]) -> TokenClusteringConfig | None:
+        """The recommended setting for a budget with these fields; None where it cannot meet the budget."""
+        left = self.encoder.flops - (1 - budget) * self.dense_gflops * 1e9
+        setting = None if left <= 0 else recommend(self.encoder, self.recipe, self.encoder.flops / left, fields)
+        return None if setting is None else self.fit(setting, budget)
 
     def fit(self, setting: TokenClusteringConfig, budget: float) -> TokenClusteringConfig | None:
         """The same with the largest cluster grid whose cost is within a budget; None where there is none."""
@@ -149,13 +158,15 @@ class Search:
         return [fitted for setting in settings if (fitted := self.fit(setting, budget)) is not None]
 
     def best_schedule(self, budget: float, fields: dict[str, Any]) -> Trial | None:
-        """The best of the schedules within a budget, with full resolution back early or late."""
-        trials = [self.run(setting) for setting in self.schedules(budget, fields)]
+        """The best of the recommended schedule and others within a budget, with full resolution back early or late."""
+        first = self.recommended(budget, fields)
+        trials = [self.run(setting) for setting in (first, *self.schedules(budget, fields)) if setting is not None]
         if not trials:
             return None
         best = _best(trials)
         after, end = best.setting.cluster_after, self.span[1]
-        for until in sorted({end - 1, (after + 2 * end) // 3} - set(range(after + 2)) - {end}):
+        early = sorted({end - 1, (after + 2 * end) // 3} - set(range(after + 2)) - {end})
+        for until in [until for until in (*early, None) if until != best.setting.reconstruct_after]:
             early = self.fit(replace(best.setting, reconstruct_after=until, decode_clusters=None), budget)
             if early is not None:
                 trials.append(self.run(early))
@@ -185,6 +196,8 @@ class Search:
             return
         for value in KNOBS[knob]:
             if value == getattr(setting, knob) or (knob == "neighbors" and setting.expansion == "nearest"):
+                continue
+            if knob == "similarity_on" and value not in self.similarities:
                 continue
             if knob != "expansion":
                 yield replace(setting, **{knob: value})
