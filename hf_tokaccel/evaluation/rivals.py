@@ -195,7 +195,7 @@ def group_name(setting: ta.TokenClusteringConfig) -> str:
 def setting_name(setting: ta.TokenClusteringConfig) -> str:
     """Short name that tells a setting from the others of its group: expansion and whatever is not the default."""
     said = {"cluster_after", "cluster_grid", "reconstruct_after", "expansion", "normalization", "version", "method"}
-    if setting.decode_clusters or setting.expansion == "delta" or setting.reconstruct_after is not None:
+    if setting.decode_clusters in (None, setting.usually_decodes_clusters):
         said.add("decode_clusters")  # It is what follows from the rest of the setting.
     names = [f.name for f in fields(setting) if f.name not in said]
     values = {name: getattr(setting, name) for name in names}

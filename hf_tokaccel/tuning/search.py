@@ -28,6 +28,7 @@ KEPT = 6  # schedules of a budget that are run; the others lose more tokens' var
 KNOBS: dict[str, tuple] = {
     "similarity_on": ("tokens", "normalized"),
     "expansion": ("delta", "soft", "nearest"),
+    "decoder": (True,),
     "neighbors": (4, 10, 20, -1),
     "temperature": (0.3, 3.0, 10.0),
 }
@@ -76,10 +77,9 @@ class Search:
 
     def cost(self, setting: TokenClusteringConfig) -> float:
         """GFLOPs of an image relative to the dense model."""
-        whole = setting.reconstruct_after is not None or setting.expansion == "delta"
-        decodes_clusters = self.decodes and not whole and setting.decode_clusters is not False
+        chosen = setting.usually_decodes_clusters if setting.decode_clusters is None else setting.decode_clusters
         # Whatever else is set changes no product's size.
-        key = group_name(setting), setting.expansion == "nearest", decodes_clusters, setting.iterations
+        key = group_name(setting), setting.expansion, self.decodes and chosen, setting.iterations
         if key not in self._costs:
             self._costs[key] = self._count(accelerate(self.model, setting, self.size)) / self.dense_gflops
         return self._costs[key]
@@ -194,6 +194,10 @@ class Search:
             values = [float(f"{scale * factor:.3g}") for factor in KNOBS[knob]]
             yield from (replace(setting, inverse_temperature=value) for value in values)
             return
+        if knob == "decoder":
+            if self.decodes and setting.expansion == "delta" and not setting.decode_clusters:
+                yield replace(setting, reconstruct_after=None, decode_clusters=True)
+            return
         for value in KNOBS[knob]:
             if value == getattr(setting, knob) or (knob == "neighbors" and setting.expansion == "nearest"):
                 continue
@@ -204,7 +208,7 @@ class Search:
                 continue
             for norm in (None, "l1") if value == "soft" else (None,):
                 yield replace(setting, expansion=value, normalization=norm, decode_clusters=None)
-            if self.decodes and value != "delta" and setting.reconstruct_after is None:
+            if self.decodes and setting.reconstruct_after is None and value != "delta":
                 yield replace(setting, expansion=value, normalization="l1", decode_clusters=False)
 
     def _auto_scale(self, setting: TokenClusteringConfig) -> float:
