@@ -141,11 +141,9 @@ def released(subject: Subject) -> list[Entry]:
 
 
 def full_decoder(subject: Subject) -> list[Entry]:
-    """Of Segmenter: soft as released, but the decoder runs on all tokens.
-
-    Raises:
-        ValueError: the decoder never runs on clusters.
-    """
+    """Of Segmenter: soft as released, but its decoder runs on all tokens; nothing for others, which always do so."""
+    if not getattr(ta.accelerate_config(subject.model.config, None), "accel_decodes_clusters", False):
+        return []
     values = {"expansion": "soft", "decode_clusters": False}
     return [subject.entry("full decoder", schedule.setting(**values)) for schedule in subject.schedules]
 
