@@ -23,12 +23,13 @@ _OFF = (-0.15, 0.0, 0.15)
 _LAST = (1, 2)
 _MERGED = (0.1, 0.2, 0.3, 0.45, 0.6, 0.75, 0.95)  # of the tokens, by the last block
 _SIZES, _SMALLEST = 12, 0.5  # lower resolutions, and the least of the side
-# inverse_temperature, neighbors and window of the papers, of the released settings for these tasks.
+# Of the papers: numbers of the released settings for these tasks, and on Swin the mask of the released code.
 PAPER = {
     "depth": {"inverse_temperature": 1.0},
     "segmentation": {"inverse_temperature": 0.02, "neighbors": 20},
-    "panoptic": {"inverse_temperature": 0.01, "neighbors": 49, "window": 7},
+    "panoptic": {"inverse_temperature": 0.01, "neighbors": 49, "window": 7, "mask_shift": "released"},
 }
+_LABELS = {"delta, normalized": "ours", "early": "ours", "full decoder": "released"}
 OURS = {"expansion": "delta", "similarity_on": "normalized"}
 
 
@@ -71,7 +72,8 @@ class Subject:
         accel = stored_accel(accelerated.config)
         # The family has filled in what the setting leaves open; what a row is called does not say it all again.
         resolved = replace(TokenClusteringConfig.from_dict(accel), iterations=5)
-        return Entry(Variant(f"{kind} {setting_name(resolved)}", accelerated), kind, accel)
+        name = setting_name(resolved).replace("similarity_on=", "")
+        return Entry(Variant(f"{_LABELS.get(kind, kind)} {name}", accelerated), kind, accel)
 
 
 def schedules_of(model: nn.Module, size: Size, *, few: bool = False) -> list[Schedule]:
