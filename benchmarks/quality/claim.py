@@ -121,6 +121,9 @@ def losses_of(
 def claims(curves: Mapping[str, Curve], speeds: Sequence[float] = SPEEDS) -> list[dict]:
     """One line for each speed: the loss of every method there, and ours against released and lower resolution.
 
+    `reduction` is 1 - ours / released, None where the released loss is not above 0 with its whole interval; `met` says
+    whether it is `TARGET` or more. `gain` is released - ours.
+
     Args:
         curves: by method; `"ours"` and `"released"` are needed.
         speeds: times as cheap as dense.
@@ -145,30 +148,20 @@ def _claim(losses: Mapping[str, Tensor | None], speed: float) -> dict:
         "lower resolution better": None if ours is None or smaller is None else bool(smaller[0] < ours[0]),
         "lower resolution minus ours": None if ours is None or smaller is None else _stated(smaller - ours),
     }
-    if ours is not None and released is not None and released[0] > 0:
-        line["reduction"] = _reduction(ours, released)
+    if ours is not None and released is not None and _measurable(released):
+        line["reduction"] = _stated(1 - ours / released)
         line["met"] = line["reduction"]["value"] >= TARGET
     return line
+
+
+def _measurable(losses: Tensor) -> bool:
+    """Whether a loss is above 0 with its interval; a share of less would be a share of noise."""
+    return bool(losses[0] > 0) and (len(losses) == 1 or interval(losses[1:])[0] > 0)
 
 
 def _stated(values: Tensor) -> dict:
     ends = list(interval(values[1:])) if len(values) > 1 else None
     return {"value": values[0].item(), "interval": ends}
-
-
-def _reduction(ours: Tensor, released: Tensor) -> dict:
-    """Share of the released loss that is saved; no interval where some draws leave no released loss."""
-    values = 1 - ours / released
-    known = len(values) > 1 and bool((released[1:] > 0).double().mean() > 0.975)
-    drawn = torch.where(released > 0, values, -math.inf)[1:]
-    return {"value": values[0].item(), "interval": list(_ends(drawn)) if known else None}
-
-
-def _ends(drawn: Tensor) -> tuple[float, float]:
-    """As `interval`, but without averages of neighbours, of which one may be infinite."""
-    ordered = drawn.sort().values
-    low, high = (min(int(share * len(ordered)), len(ordered) - 1) for share in (0.025, 0.975))
-    return ordered[low].item(), ordered[high].item()
 
 
 def spread(members: Sequence[int], cheapness: Sequence[float], most: int) -> list[int]:

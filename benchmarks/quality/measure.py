@@ -34,8 +34,8 @@ RESAMPLES = 1000
 # Rows of the test: each is timed and runs on all test scenes.
 MOST = {"released": 7, "ours": 7, "released, full decoder": 3}
 MOST_OF_OTHERS = 4
-# Nothing is claimed beyond 2.5 times, and time falls less than FLOPs.
-MOST_GFLOPS_RATIO = 4.5
+# Nothing is claimed beyond 2.5 times; of small models time may fall less than FLOPs.
+MOST_GFLOPS_RATIO = 3.6
 
 
 @dataclass(frozen=True)

@@ -65,7 +65,13 @@ def _reduction(line: dict) -> str:
     released = line["loss"].get("released")
     if released is None or line["loss"].get("ours") is None:
         return _UNMEASURED
-    return "released loses nothing"
+    return "released loses nothing measurable" + (", ours more" if _loses_more(line) else "")
+
+
+def _loses_more(line: dict) -> bool:
+    """Whether ours is behind released by more than the interval."""
+    gain = line["gain"]
+    return gain is not None and gain["interval"] is not None and gain["interval"][1] < 0
 
 
 def _answer(value: bool | None) -> str:
@@ -130,7 +136,9 @@ def verdict(part: dict, axis: str) -> str:
         held = f"{len(judged) - len(missed)} of {len(judged)} ratios"
         said.append(f"{target} than released holds at {held}" + (f", not at {_speeds(missed)}" if missed else ""))
     if free:
-        said.append(f"released loses nothing at {_speeds(free)}")
+        behind = [line for line in free if _loses_more(line)]
+        more = f", ours more than it at {_speeds(behind)}" if behind else ""
+        said.append(f"released loses nothing measurable at {_speeds(free)}{more}")
     if compared:
         where = f"better at {_speeds(smaller)}" if smaller else "nowhere better"
         said.append(f"lower resolution is {where} of the {len(compared)} that both reach")
