@@ -26,7 +26,7 @@ from .measure import TASKS, run, task_of
 from .page import show, write_page, write_plots
 
 QUICK = {"validation": 8, "limit": 16, "rounds": 3}
-FULL = {"validation": 48, "limit": 256, "rounds": 10}
+FULL = {"validation": 32, "limit": 256, "rounds": 10}
 
 
 def build_parser() -> argparse.ArgumentParser:
