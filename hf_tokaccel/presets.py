@@ -176,11 +176,14 @@ def recommend(
 ) -> TokenClusteringConfig | None:
     """The setting of a recipe for a ratio of the FLOPs of an encoder; None where it cannot be reached.
 
-    Of the last blocks as many are left at full resolution as the recipe says and the ratio allows.
+    Of the last blocks as many are left at full resolution as the recipe says and the ratio allows; none where a
+    decoder runs on the clusters.
     """
     start, end = encoder.longest()
     early = range(recipe.last_blocks, 0, -1)
     ends = [*(end - count for count in early if end - count > start), None]
+    if overrides.get("decode_clusters"):
+        ends = [None]
     if "reconstruct_after" in overrides:
         ends = [overrides["reconstruct_after"]]
     for until in ends:

@@ -217,7 +217,8 @@ def test_every_family_accepts_what_is_recommended_for_it():
 def test_hosts_for_which_parts_make_no_sense():
     segmenter = ta.accelerate_config(SEGMENTER, Setting.recommended(SEGMENTER, 512)).accel
     assert segmenter["decode_clusters"] is False
-    on_clusters = Setting.recommended(SEGMENTER, 512, expansion="soft", reconstruct_after=None)
+    on_clusters = Setting.recommended(SEGMENTER, 512, decode_clusters=True)
+    assert (on_clusters.expansion, on_clusters.reconstruct_after) == ("delta", None)
     assert ta.accelerate_config(SEGMENTER, on_clusters).accel["decode_clusters"] is True
     assert Setting.recommended(Mask2FormerConfig(backbone_config=SWINV2), 256).similarity_on == "tokens"
     classifier = ViTConfig(architectures=["ViTForImageClassification"])
@@ -278,7 +279,11 @@ def test_a_budget_that_cannot_be_met_says_the_best_that_can():
         (ViTConfig(), {"mask_shift": "released"}, r"mask_shift='released' .*only Swin"),
         (ViTConfig(), {"reconstruct_after": 13}, r"reconstruct_after=13 .*for example"),
         (SWINV2, {"similarity_on": "normalized"}, r"similarity_on='normalized' .*Swin V2"),
-        (SEGMENTER, {"decode_clusters": True}, r"decode_clusters=True .*decode_clusters=False"),
+        (
+            SEGMENTER,
+            {"decode_clusters": True, "reconstruct_after": 8},
+            r"decode_clusters=True .*decode_clusters=False",
+        ),
         (BertConfig(), {}, "cannot be accelerated"),
     ],
 )

@@ -34,7 +34,7 @@ class _Recommended:
         return recommend(cls).to_dict()
 
 
-def testers():
+def family_classes():
     """The test classes of all families, but for those that repeat the blocks of another class."""
     for path in sorted(Path(__file__).parent.glob("test_*.py")):
         if path.stem in ("test_readme", Path(__file__).stem) or "Tester)" not in path.read_text():
@@ -50,6 +50,6 @@ def at_recommended(cls):
     return type(f"{cls.__name__}Recommended", (cls,), {**others, "accel": _Recommended()})
 
 
-for _cls in testers():
+for _cls in family_classes():
     globals()[f"{_cls.__name__}Recommended"] = pytest.mark.slow(at_recommended(_cls))
 del _cls
