@@ -1,4 +1,4 @@
-"""Changes of the method that were tried: how far outputs are from the dense model's, against the package at equal GFLOPs.
+"""Changes of the method that were tried: distance to the dense model, against the package at equal GFLOPs.
 
 python -m benchmarks.ideas                writes benchmarks/results/ideas-*.json and the table of docs/method_search.md
 python -m benchmarks.ideas tables         the table anew
@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-from dataclasses import replace
 from statistics import median
 from unittest import mock
 

@@ -18,9 +18,9 @@ from hf_tokaccel.tuning.encoder import describe_encoder
 Size = tuple[int, int]
 # Shares of the blocks before clustering, and how much more or less of a grid's side than goes with them.
 _AFTER = (0, 1 / 12, 2 / 12, 3 / 12, 4 / 12, 6 / 12)
-_OFF = (-0.15, 0.0, 0.15)
+_OFF = (0.0, 0.15, 0.3)
 # Blocks at full resolution before the end of the clustered span.
-_LAST = (1, 2)
+_LAST = (1,)
 _MERGED = (0.1, 0.2, 0.3, 0.45, 0.6, 0.75, 0.95)  # of the tokens, by the last block
 _SIZES, _SMALLEST = 12, 0.5  # lower resolutions, and the least of the side
 # Of the papers: numbers of the released settings for these tasks, and on Swin the mask of the released code.
@@ -29,7 +29,12 @@ PAPER = {
     "segmentation": {"inverse_temperature": 0.02, "neighbors": 20},
     "panoptic": {"inverse_temperature": 0.01, "neighbors": 49, "window": 7, "mask_shift": "released"},
 }
-_LABELS = {"delta, normalized": "ours", "early": "ours", "full decoder": "released"}
+_LABELS = {
+    "delta, normalized": "ours",
+    "early": "ours",
+    "clustered decoder": "ours",
+    "full decoder": "released",
+}
 OURS = {"expansion": "delta", "similarity_on": "normalized"}
 
 
@@ -137,17 +142,41 @@ def released(subject: Subject) -> list[Entry]:
     """
     entries = [subject.entry("released", schedule.setting()) for schedule in subject.schedules]
     if entries[0].accel["expansion"] == "nearest":
-        entries += [subject.entry("released", schedule.setting(expansion="soft")) for schedule in subject.schedules]
+        entries += [
+            subject.entry("released", schedule.setting(expansion="soft")) for schedule in subject.schedules[::2]
+        ]
     paper = PAPER[subject.task]
     return entries + [subject.entry("released", schedule.setting(**paper)) for schedule in subject.schedules[::2]]
 
 
 def full_decoder(subject: Subject) -> list[Entry]:
     """Of Segmenter: soft as released, but its decoder runs on all tokens; nothing for others, which always do so."""
-    if not getattr(ta.accelerate_config(subject.model.config, None), "accel_decodes_clusters", False):
+    if not _decodes(subject):
         return []
     values = {"expansion": "soft", "decode_clusters": False}
     return [subject.entry("full decoder", schedule.setting(**values)) for schedule in subject.schedules]
+
+
+def nearest_logits(subject: Subject) -> list[Entry]:
+    """Of Segmenter: the decoder on clusters as released, and every token takes the logits of its nearest cluster."""
+    if not _decodes(subject):
+        return []
+    return [subject.entry("nearest logits", schedule.setting(expansion="nearest")) for schedule in subject.schedules]
+
+
+def clustered_decoder(subject: Subject) -> list[Entry]:
+    """Of Segmenter: ours, with the blocks of its decoder on the clusters, too."""
+    if not _decodes(subject):
+        return []
+    return [
+        subject.entry("clustered decoder", schedule.setting(decode_clusters=True, **OURS))
+        for schedule in subject.schedules
+    ]
+
+
+def _decodes(subject: Subject) -> bool:
+    """Whether the model has a decoder that can run on clusters."""
+    return getattr(ta.accelerate_config(subject.model.config, None), "accel_decodes_clusters", False)
 
 
 def token_merging(subject: Subject) -> list[Entry]:
@@ -198,19 +227,22 @@ SWEEP: tuple[Callable[[Subject], list[Entry]], ...] = (
     token_merging,
     released,
     full_decoder,
+    nearest_logits,
     soft_normalized,
     delta_on_tokens,
     delta_normalized,
     early,
+    clustered_decoder,
 )
 # What a table compares, each made of kinds of rows of the sweep.
 METHODS = {
     "released": ("released",),
     "released, full decoder": ("full decoder",),
+    "nearest logits": ("nearest logits",),
     "lower resolution": ("lower resolution",),
     "grid pooling": ("grid pooling",),
     "token merging": ("token merging",),
-    "ours": ("delta, normalized", "early"),
+    "ours": ("delta, normalized", "early", "clustered decoder"),
 }
 # What each change alone brings, on the validation scenes and the same schedules.
 CHANGES = {
@@ -219,6 +251,7 @@ CHANGES = {
     "+ delta": ("delta",),
     "+ delta, normalized": ("delta, normalized",),
     "+ early reconstruction": ("delta, normalized", "early"),
+    "+ decoder on clusters": ("delta, normalized", "clustered decoder"),
 }
 
 

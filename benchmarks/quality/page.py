@@ -21,6 +21,7 @@ _COLOURS = {
     "ours": "#1a9850",
     "released": "#1d6fd1",
     "released, full decoder": "#7db4e8",
+    "nearest logits": "#c77dff",
     "lower resolution": "#555555",
     "grid pooling": "#e07b00",
     "token merging": "#8338ec",
