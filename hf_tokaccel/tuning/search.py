@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from .._tiling import SHARPNESS
 from ..auto import accelerate, accelerate_config
 from ..bench.measure import gflops_of_shape
 from ..configs import family_of
@@ -212,14 +213,14 @@ class Search:
                 yield replace(setting, expansion=value, normalization="l1", decode_clusters=False)
 
     def _auto_scale(self, setting: TokenClusteringConfig) -> float:
-        """What `"auto"` multiplies distances by, about: one over the mean squared distance to the own cluster."""
+        """What `"auto"` multiplies distances by, about: 4 over the mean squared distance to the own cluster."""
         from ..track import observe_clusters
 
         with torch.inference_mode(), observe_clusters() as seen:
             accelerate(self.model, setting, self.size)(**self.batches[0])
         keys = seen[0].keys.float()
         centroids = seen[0].clusters.key_centroids.float()
-        return 1 / max(torch.cdist(keys, centroids).min(-1).values.square().mean().item(), 1e-30)
+        return SHARPNESS / max(torch.cdist(keys, centroids).min(-1).values.square().mean().item(), 1e-30)
 
     def speeds(self, settings: Sequence[TokenClusteringConfig], rounds: int) -> list[float]:
         """Measured speed relative to dense, all in turns."""
