@@ -15,6 +15,7 @@ import hf_tokaccel as ta
 from benchmarks import semantic_dense, semantic_tokens
 from benchmarks.common import ROOT
 from benchmarks.method import ITERATIONS, NEIGHBORS, TARGETS
+from benchmarks.quality import page as quality
 from benchmarks.swin_stage import TARGET as STAGE_TARGET
 from hf_tokaccel.evaluation import Result, to_markdown
 
@@ -90,6 +91,13 @@ def semantic_tables() -> dict[str, str]:
     return {name: "\n\n".join([text, _where(found[name], paths[name])]) for name, text in printed.items()}
 
 
+def quality_table() -> str:
+    """What `python -m benchmarks.quality` printed of its claim, newest CPU result."""
+    path = max((ROOT / "benchmarks" / "results").glob("quality-cpu-*.json"))
+    parts = json.loads(path.read_text())["models"]
+    return "\n\n".join([quality.short_table(parts), _where(next(iter(parts.values()))["environment"], path)])
+
+
 def _where(result: dict, path: Path) -> str:
     machine, versions = result["machine"], result["versions"]
     return (
@@ -105,6 +113,7 @@ def tables() -> dict[str, str]:
         "method": method_table(),
         "models": ta.support_table(),
         "swin_stage": swin_stage_table(),
+        "quality": quality_table(),
         **semantic_tables(),
     }
 
