@@ -1,5 +1,7 @@
 """The benchmark: rivals of equal cost, modes, measurements, tables, and the command."""
 
+import copy
+import importlib.util
 import json
 
 import pytest
@@ -202,10 +204,13 @@ def test_modes_are_read_and_refused():
         Mode("int8").check(torch.device("cuda"))
 
 
-def test_int8_and_clusters_go_together_in_either_order(depth):
+@pytest.mark.parametrize("backend", ["torch", "torchao"])
+def test_int8_and_clusters_go_together_in_either_order(depth, backend):
+    if backend == "torchao":
+        pytest.importorskip("torchao", reason="the backend torchao needs that package: pip install torchao")
     images = noise(2, 3, 32, 32)
     fast = ta.accelerate(depth, SETTING)
-    one, two = ta.accelerate(quantize_int8(depth), SETTING), quantize_int8(fast)
+    one, two = ta.accelerate(quantize_int8(depth, backend), SETTING), quantize_int8(fast, backend)
     with torch.no_grad():
         expected, *actual = (model(images).predicted_depth for model in (fast, one, two))
     assert is_quantized(one)
@@ -215,7 +220,20 @@ def test_int8_and_clusters_go_together_in_either_order(depth):
     error = ((actual[0] - expected).abs().mean() / expected.abs().mean()).item()
     assert 1e-5 < error < 0.1  # 8 bits, through four blocks
     with pytest.raises(ValueError, match="on a GPU use bfloat16"):
-        quantize_int8(ta.accelerate(depth, None).to(torch.bfloat16))
+        quantize_int8(copy.deepcopy(depth).to(torch.bfloat16), backend)
+
+
+def test_backends_of_int8_that_are_not_there(depth, monkeypatch):
+    with pytest.raises(ValueError, match="must be one of torch, torchao"):
+        quantize_int8(depth, "onnx")
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "torchao" else found(name))
+    for call in (
+        lambda: quantize_int8(depth, "torchao"),
+        lambda: parse_mode("int8-torchao").check(torch.device("cpu")),
+    ):
+        with pytest.raises(ValueError, match="pip install torchao"):
+            call()
 
 
 def test_compiled_rows_run(depth):
