@@ -24,7 +24,7 @@ from hf_tokaccel.evaluation.models import input_size, load_model
 from hf_tokaccel.evaluation.panoptic_pictures import show_segments
 from hf_tokaccel.evaluation.pictures import Panel, empty_grid
 from hf_tokaccel.evaluation.queries import give_task_input
-from hf_tokaccel.evaluation.rivals import default_settings, parse_accel, setting_name
+from hf_tokaccel.evaluation.rivals import default_settings, parse_accel, resolve_accels, setting_name
 from hf_tokaccel.evaluation.segmentation_pictures import class_colours
 from hf_tokaccel.reference import reference_model_path
 from hf_tokaccel.scenes import SceneDataset
@@ -39,7 +39,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--frames", type=Path, help="folder of PNG or JPEG files, in order of name (default: a pan over a scene)")
     add("--length", type=int, default=8, help="frames at most; they make one batch")
     add("--shared", type=int, help="frames that share a plan, a divisor of their number (default: all)")
-    add("--accel", help="setting as JSON or key=value,... (default: that of the model, or a careful one)")
+    add("--accel", help="JSON, key=value,... or preset (default: that of the model, or a careful one)")
     add("--threshold", type=float, help="score from which a query counts (default: the image processor's)")
     add("--overlap", type=float, help="share of its mask that a segment must keep (default: the image processor's)")
     add("--rounds", type=int, default=10, help="timed rounds")
@@ -125,7 +125,7 @@ def run(args: argparse.Namespace, console: Console) -> None:
     clip = torch.stack([item["pixel_values"] for item in items]).to(device)
     size, count = tuple(clip.shape[-2:]), args.shared or len(frames)
     setting = parse_accel(args.accel) if args.accel else ta.TokenClusteringConfig.from_dict(stored) if stored else None
-    setting = setting or default_settings(dense, size, task)[0]
+    (setting,) = resolve_accels([setting or default_settings(dense, size, task)[0]], dense.config, size)
     variants = [Variant("dense", dense)]
     for name, shared in (("clusters of each frame", 1), (f"{count} frames share a plan", count)):
         variants.append(Variant(name, ta.accelerate(dense, replace(setting, shared_frames=shared), size)))

@@ -6,7 +6,7 @@ from weakref import WeakValueDictionary
 
 from transformers import PreTrainedConfig
 
-from .configuration import TokenClusteringConfig, as_accel
+from .configuration import SIMILARITIES, TokenClusteringConfig, as_accel
 from .registry import FAMILIES, accelerated_class, native_class, unsupported
 
 # Configurations of built models by identity; an attribute would be copied and saved along.
@@ -72,6 +72,7 @@ class AcceleratedConfig(SettingConfig):
     Attributes:
         accel_expansion: the expansion that was released for this family, or fits it best where none was.
         accel_normalization: likewise.
+        accel_similarities: what tokens of this family can be compared on, see `similarity_on`.
         accel_decodes_clusters: whether this family has a decoder that can run on clusters, see `decode_clusters`.
         accel_fixed_image_size: whether forward accepts only `image_size` unless told otherwise.
         accel_unit: what is clustered together, in words for error messages.
@@ -79,6 +80,7 @@ class AcceleratedConfig(SettingConfig):
 
     accel_expansion = "soft"
     accel_normalization = "l2"
+    accel_similarities = SIMILARITIES
     accel_decodes_clusters = False
     accel_fixed_image_size = False
     accel_unit = "the image"

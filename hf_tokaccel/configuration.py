@@ -62,8 +62,9 @@ class TokenClusteringConfig:
         similarity_on: `"tokens"` compares the residual stream (released), `"normalized"` compares it after the first
             LayerNorm of the block that follows.
         decode_clusters: of Segmenter only, None elsewhere: whether its decoder runs on the clusters and class logits
-            are reconstructed (released), or features are, before the decoder. None is True, except with
-            `expansion="delta"` or `reconstruct_after`, which both give the decoder all tokens.
+            are reconstructed (released), or features are, before the decoder. With `expansion="delta"` only the
+            decoder's blocks run on the clusters, and their change is added to the tokens. None is True, except with
+            `expansion="delta"`, and with `reconstruct_after`, which gives the decoder all tokens.
         mask_shift: of shifted windows only (Swin and its relatives), None elsewhere: `"corrected"` masks attention by
             the shift of the clusters, `"released"` by that of the tokens, as Expedit's code does. None is
             `"corrected"`.
@@ -137,8 +138,8 @@ class TokenClusteringConfig:
     def _check_decoder(self) -> None:
         choice = self.decode_clusters
         require(choice is None or isinstance(choice, bool), "decode_clusters", choice, "None, True or False", None)
-        allowed = "None or False with expansion='delta' or reconstruct_after, which give the decoder all tokens"
-        contradiction = choice and (self.expansion == "delta" or self.reconstruct_after is not None)
+        allowed = "None or False with reconstruct_after, which gives the decoder all tokens"
+        contradiction = choice and self.reconstruct_after is not None
         require(not contradiction, "decode_clusters", choice, allowed, False)
         choices = f"None or one of {', '.join(MASK_SHIFTS)}"
         require(self.mask_shift in (None, *MASK_SHIFTS), "mask_shift", self.mask_shift, choices, "corrected")
@@ -193,9 +194,55 @@ class TokenClusteringConfig:
 
         return for_speedup(config, image_size, speedup, **settings)
 
+    @classmethod
+    def released(cls, name: str, **overrides: Any) -> "TokenClusteringConfig":
+        """The setting of a row of the papers' tables: Segmenter, DPT, Mask2Former, SAM and SWAG.
+
+        `hf_tokaccel presets` lists the names, which say model, data, cluster grid and blocks before clustering.
+
+        Args:
+            name: such as `"segmenter-ade20k-28x28-after-10"`.
+            overrides: fields that differ from the released ones.
+
+        Raises:
+            ValueError: on an unknown name or field.
+        """
+        from .presets import released
+
+        return released(name, **overrides)
+
+    @classmethod
+    def recommended(
+        cls, config: Any, image_size: int | tuple[int, int], speedup: float = 1.5, **overrides: Any
+    ) -> "TokenClusteringConfig":
+        """The setting that did best so far for a ratio of FLOPs, from arithmetic alone as in `for_speedup`.
+
+        Clusters carry their change back to the tokens (`expansion="delta"`), tokens are compared after the next
+        LayerNorm where blocks have one before attention, and the last block of the clustered span runs at full
+        resolution, where the ratio can be reached with it and the model is not one of classification.
+
+        Args:
+            config: of the model, native or accelerated.
+            image_size: side or (height, width) in pixels.
+            speedup: dense over clustered FLOPs of the encoder, above 1, blocks at full resolution included.
+            overrides: fields that differ; `reconstruct_after` is one.
+
+        Raises:
+            ValueError: when the model is not supported, a field does not fit it, or the ratio cannot be reached; it
+                says the best that can.
+        """
+        from .presets import recommended
+
+        return recommended(config, image_size, speedup, **overrides)
+
     def to_dict(self) -> dict[str, Any]:
         """The plain dict that goes into config.json; None is kept, so that a reader sees every setting."""
         return asdict(self) | {"cluster_grid": list(self.cluster_grid)}
+
+    @property
+    def usually_decodes_clusters(self) -> bool:
+        """What `decode_clusters=None` means for a decoder that can run on clusters."""
+        return self.expansion != "delta" and self.reconstruct_after is None
 
     def resolve(self, expansion: str, normalization: str, decodes_clusters: bool = False) -> "TokenClusteringConfig":
         """Fills what was left to the model family, so that what is saved says what is run.
@@ -214,7 +261,7 @@ class TokenClusteringConfig:
             normalization = self.normalization
         decode = self.decode_clusters
         if decodes_clusters and decode is None:
-            decode = expansion != "delta" and self.reconstruct_after is None
+            decode = self.usually_decodes_clusters
         return replace(self, expansion=expansion, normalization=normalization, decode_clusters=decode)
 
     def check_depth(self, depth: int) -> None:

@@ -72,7 +72,7 @@ def cluster_tokens(
         grid: (H, W) with H * W = N.
         cluster_grid: (h, w); either side may exceed the token grid's.
         iterations: 0 returns adaptive average pooling.
-        inverse_temperature: multiplies the squared distance inside the softmax. `"auto"` takes, for each image, one
+        inverse_temperature: multiplies the squared distance inside the softmax. `"auto"` takes, for each image, 4
             over the mean squared distance between its tokens and their nearest pooled centroid, so that scaling the
             tokens does not change the assignment.
         window: odd side, in clusters, of the square of candidates.
@@ -135,7 +135,7 @@ def plan_reconstruction(
         tokens: (B, N, C) just before clustering.
         centroids: (B, M, C) from `cluster_tokens`, before any later block.
         neighbors: -1 and anything above M mean all clusters.
-        inverse_temperature: multiplies the squared distance. `"auto"` takes, for each image, one over the mean squared
+        inverse_temperature: multiplies the squared distance. `"auto"` takes, for each image, 4 over the mean squared
             distance between its tokens and their nearest centroid.
         normalization: `"l2"` divides by the Euclidean norm of the weights, as released (a token comes out scaled by up
             to sqrt(neighbors)); `"l1"` by their sum, a weighted mean.

@@ -101,6 +101,7 @@ class TokenTrack:
         self.hidden_states: list[Tensor | None] = []
         self.clustered = False
         self.blocks_run = 0
+        self.last_clusters: Tensor | None = None  # (B', M, C) after the last block, where nothing was rebuilt
         self._plan = None
         self._tokens: Tensor | None = None
         self._keys: Tensor | None = None
@@ -119,6 +120,8 @@ class TokenTrack:
         if done == (self.accel.reconstruct_after or self.depth) and (done < self.depth or self.final):
             states = self.full(states)
             self.clustered = False
+        elif done == self.depth and self.clustered:
+            self.last_clusters = self.layout.split(states, self.accel.cluster_grid)[1]
         self._record(done, states)
         return states
 
@@ -133,6 +136,12 @@ class TokenTrack:
         """(B', N, C') from what became of the clusters, (B', M, C')."""
         folded = self._fold(refined)
         return self._unfold(reconstruct_tokens(folded, self._plan_for(folded)))
+
+    def spread(self, change: Tensor) -> Tensor:
+        """(B', N, C') from a change of the clusters (B', M, C') of any width: its weighted sums, whatever expands."""
+        folded = self._fold(change)
+        plan = self._plan_for(folded)._replace(tokens=None, centroids=None)
+        return self._unfold(reconstruct_tokens(folded, plan))
 
     def _plan_for(self, refined: Tensor) -> ReconstructionPlan:
         """The one plan of this pass, built when it is first needed, on the device where it is needed."""

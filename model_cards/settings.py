@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from hf_tokaccel.presets import RELEASED
+
 
 @dataclass(frozen=True)
 class Published:
@@ -69,16 +71,17 @@ DPT = Published(
     DPT_ROWS,
     2,
 )
-DEPTH = {"iterations": 5, "inverse_temperature": 1.0, "window": 5, "expansion": "nearest"}
+DEPTH = RELEASED["dpt-nyuv2-16x16-after-5"].others
 NYU = "--dataset nyuv2:DATA"
 
 
-def _mask2former(data: str, metric: str, after: int, dense: tuple, fast: tuple, **accel) -> dict:
+def _mask2former(data: str, metric: str, preset: str, dense: tuple, fast: tuple) -> dict:
+    accel = RELEASED[preset].accel
     published = Published(
         f"{PAPER}, Mask2Former",
         "These weights; GFLOPs and FPS are those of the backbone alone at 1152 x 1152, batch 1, float32.",
         ("setting", "GFLOPs", "FPS", metric),
-        (("dense", *dense), (f"cluster_after {after}, 8 x 8 of each window", *fast)),
+        (("dense", *dense), (f"cluster_after {accel['cluster_after']}, 8 x 8 of each window", *fast)),
         1,
     )
     return {
@@ -86,29 +89,21 @@ def _mask2former(data: str, metric: str, after: int, dense: tuple, fast: tuple, 
         "base": f"facebook/mask2former-swin-large-{data}",
         "auto_class": "AutoModelForUniversalSegmentation",
         "tag": "image-segmentation",
-        "accel": {"cluster_after": after, "cluster_grid": (8, 8), **accel, "mask_shift": "released"},
-        "image_size": (1152, 1152),
+        "accel": accel,
+        "image_size": RELEASED[preset].image_size,
         "published": published,
     }
 
 
-def _segmenter(
-    data: str, crop: int, stride: int, after: int, side: int, title: str, rows: tuple, ours: int = 2
-) -> Card:
+def _segmenter(data: str, preset: str, stride: int, title: str, rows: tuple, ours: int = 2) -> Card:
+    (crop, _), accel = RELEASED[preset].image_size, RELEASED[preset].accel
     folder = f"segmenter-vit-large-{data}"
     return Card(
         name=f"{folder}-tokaccel",
         base=folder,
         auto_class="AutoModelForSemanticSegmentation",
         tag="image-segmentation",
-        accel={
-            "cluster_after": after,
-            "cluster_grid": (side, side),
-            "iterations": 5,
-            "inverse_temperature": 0.02,
-            "window": 5,
-            "neighbors": 20,
-        },
+        accel=accel,
         image_size=(crop, crop),
         why=f"the setting that the paper's code ships for {title}; the decoder runs on clusters, as there.",
         published=Published(
@@ -141,7 +136,7 @@ CARDS = (
         base="Intel/dpt-hybrid-midas",
         auto_class="AutoModelForDepthEstimation",
         tag="depth-estimation",
-        accel={"cluster_after": 5, "cluster_grid": (16, 16), **DEPTH},
+        accel=RELEASED["dpt-nyuv2-16x16-after-5"].accel,
         image_size=(384, 384),
         why="the paper's for NYUv2 with alpha 4, which for DPT means that 5 blocks run at full resolution.",
         published=DPT,
@@ -162,13 +157,9 @@ CARDS = (
         **_mask2former(
             "coco-panoptic",
             "PQ",
-            9,
+            "mask2former-coco-panoptic-8x8-after-9",
             ("937", "4.3", "57.8"),
             ("663", "5.9", "56.8"),
-            iterations=5,
-            inverse_temperature=0.05,
-            window=7,
-            neighbors=10,
         ),
         why="the paper's with alpha 10. Its GFLOPs belong to clustering after 9 blocks, while its code ships 10; "
         "which of them the PQ belongs to is not known.",
@@ -178,13 +169,9 @@ CARDS = (
         **_mask2former(
             "coco-instance",
             "AP",
-            11,
+            "mask2former-coco-instance-8x8-after-11",
             ("937", "4.3", "50.1"),
             ("705", "5.4", "49.1"),
-            iterations=5,
-            inverse_temperature=0.01,
-            window=11,
-            neighbors=60,
         ),
         why="the paper's with alpha 12. Its GFLOPs belong to clustering after 11 blocks, while its code ships 12; "
         "which of them the AP belongs to is not known.",
@@ -194,13 +181,9 @@ CARDS = (
         **_mask2former(
             "ade-panoptic",
             "PQ",
-            14,
+            "mask2former-ade20k-panoptic-8x8-after-14",
             ("937", "4.4", "48.0"),
             ("769", "5.3", "47.6"),
-            iterations=4,
-            inverse_temperature=0.01,
-            window=7,
-            neighbors=49,
         ),
         why="the paper's with alpha 14, which for this data set is the number of blocks at full resolution.",
         measure="panoptic --model facebook/mask2former-swin-large-ade-panoptic --dataset ade20k:DATA",
@@ -209,13 +192,9 @@ CARDS = (
         **_mask2former(
             "ade-semantic",
             "mIoU",
-            7,
+            "mask2former-ade20k-semantic-8x8-after-7",
             ("937", "4.3", "55.8"),
             ("620", "6.2", "55.5"),
-            iterations=5,
-            inverse_temperature=0.01,
-            window=5,
-            neighbors=10,
         ),
         why="the paper's with alpha 8, which here means that 7 blocks run at full resolution.",
         measure="segmentation --model facebook/mask2former-swin-large-ade-semantic --dataset ade20k:DATA",
@@ -225,14 +204,7 @@ CARDS = (
         base="facebook/sam-vit-huge",
         auto_class="AutoModelForMaskGeneration",
         tag="mask-generation",
-        accel={
-            "cluster_after": 6,
-            "cluster_grid": (9, 9),
-            "iterations": 5,
-            "inverse_temperature": 0.005,
-            "window": 5,
-            "neighbors": 20,
-        },
+        accel=RELEASED["sam-9x9-after-6"].accel,
         image_size=(1024, 1024),
         why="the fastest that the authors' SAM code lists; `cluster_grid` counts the clusters of a window of 14 x 14.",
         published=Published(
@@ -253,10 +225,8 @@ CARDS = (
     ),
     _segmenter(
         "ade20k",
+        "segmenter-ade20k-28x28-after-10",
         640,
-        640,
-        10,
-        28,
         "ADE20K",
         (
             ("dense", "658.98", "6.55", "51.82"),
@@ -267,10 +237,8 @@ CARDS = (
     ),
     _segmenter(
         "cityscapes",
-        768,
+        "segmenter-cityscapes-32x32-after-12",
         512,
-        12,
-        32,
         "Cityscapes",
         (
             ("dense", "995.6", "4.20", "79.14"),
@@ -281,10 +249,8 @@ CARDS = (
     ),
     _segmenter(
         "pascal_context60",
-        480,
+        "segmenter-pascal-context-20x20-after-14",
         320,
-        14,
-        20,
         "Pascal Context",
         (
             ("dense", "338.7", "14.7", "58.07"),

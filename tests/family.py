@@ -71,6 +71,7 @@ class FamilyTester:
         flop_ratio: accelerated to dense FLOPs must stay below; tiny models may have most of theirs in the decoder.
         reentrant: whether native can do reentrant gradient checkpointing, which refuses tensors that blocks share.
         accel: the setting under test.
+        speedup: that a recommended setting is asked for.
         tolerance: between different orders of float32 arithmetic, relative to the largest output.
         single_graph: whether the native model can be compiled and exported as one graph. Where it cannot, the tests
             show that, and that ours compiles in several.
@@ -92,6 +93,7 @@ class FamilyTester:
     flop_ratio = 0.9
     reentrant = True
     accel = ACCEL
+    speedup = 1.25
     tolerance = 1e-5
     single_graph = True
     unchanged_states = None
@@ -171,6 +173,16 @@ class FamilyTester:
         assert [a.shape for a in actual] == [b.shape for b in native]
         assert all(a.isfinite().all() for a in actual)
         self.assert_differs(actual, native, 1e-4)
+
+    def test_recommended_setting_runs_and_can_be_switched_off(self, model):
+        setting = recommend(type(self))
+        fast, images = ta.accelerate(model, setting, self.image_size), self.images(1)
+        native, actual = self.run(model, images), self.run(fast, images)
+        assert [a.shape for a in actual] == [b.shape for b in native]
+        assert all(a.isfinite().all() for a in actual)
+        self.assert_differs(actual, native, 1e-4)
+        off = self.run(ta.accelerate(fast, None), images)
+        assert all(torch.equal(a, b) for a, b in zip(off, native, strict=True))
 
     # frames of a clip that share a plan
 
@@ -461,6 +473,11 @@ class FamilyTester:
         images = self.images(size=(self.image_size[0] + 1, self.image_size[1]))
         with pytest.raises(ValueError, match=r"multiples of the patch size .*for example"):
             self.run(fast, images)
+
+
+def recommend(tester):
+    """The recommended setting of a family's tiny model."""
+    return ta.TokenClusteringConfig.recommended(tester().config(), tester.image_size, tester.speedup)
 
 
 def is_accelerated(part):

@@ -300,7 +300,7 @@ def test_of_models_that_take_prompts_the_vision_encoder_runs(tmp_path):
 def test_the_command_prints_writes_and_refuses(depth, tmp_path):
     depth.save_pretrained(tmp_path / "model")
     arguments = ["bench", str(tmp_path / "model"), "--size", "32", "--device", "cpu", "--rounds", "1"]
-    setting = ["--accel", "cluster_after=1,cluster_grid=4x4,window=3"]
+    setting = ["--accel", "recommended:1.2,window=3"]
     run = CliRunner().invoke(app, [*arguments, *setting, "--output", str(tmp_path / "bench.json"), "--json"])
     assert run.exit_code == 0, run.output
     assert [row["kind"] for row in json.loads(run.stdout)["rows"]][:2] == ["dense", "clusters"]
@@ -309,6 +309,7 @@ def test_the_command_prints_writes_and_refuses(depth, tmp_path):
         (["--mode", "fp8"], "for example bfloat16,sdpa,compile"),
         (["--size", "33"], "for example"),
         (["--accel", "cluster_after=9,cluster_grid=4x4"], "cluster_after=9 is not valid"),
+        (["--accel", "recommended:99"], "speedup=99.0 cannot be reached"),
         (["--output", "bench.txt"], "must end in .json or .md"),
         (["--images", "missing.jpg"], "does not exist"),
     ):

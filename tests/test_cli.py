@@ -7,7 +7,7 @@ import pytest
 import torch
 from hub_client import depth, make_base
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForDepthEstimation
+from transformers import AutoConfig, AutoModelForDepthEstimation
 from typer.main import get_command
 from typer.testing import CliRunner
 
@@ -49,8 +49,8 @@ def refused(*arguments):
 
 def test_commands_show_examples_in_their_help():
     commands = get_command(app).commands
-    assert {"accelerate", "convert", "evaluate", "models", "push"} <= set(commands)
-    for name in ("accelerate", "evaluate", "models", "push"):
+    assert {"accelerate", "convert", "evaluate", "models", "presets", "push"} <= set(commands)
+    for name in ("accelerate", "evaluate", "models", "presets", "push"):
         done = run(name, "--help")
         assert done.exit_code == 0
         assert f"hf_tokaccel {name}" in done.stdout
@@ -77,8 +77,22 @@ def test_accelerate_without_a_setting_says_what_it_chose(base, tmp_path):
     done = run("accelerate", base, "--out", tmp_path / "half", "--json")
     chosen = json.loads(done.stdout)
     assert chosen["chosen"] is False
-    assert (chosen["accel"]["cluster_after"], chosen["accel"]["cluster_grid"]) == (2, [3, 3])
+    config = AutoConfig.from_pretrained(base)
+    recommended = ta.TokenClusteringConfig.recommended(config, 32, 1.5)
+    assert chosen["accel"] == ta.accelerate_config(config, recommended).accel
     assert "note: no setting was given" in run("accelerate", base, "--out", tmp_path / "text").stdout
+
+
+def test_accelerate_takes_presets(base, tmp_path):
+    done = run("accelerate", base, "--out", tmp_path / "a", "--accel", "recommended:1.25,neighbors=3", "--json")
+    config = AutoConfig.from_pretrained(base)
+    recommended = ta.TokenClusteringConfig.recommended(config, 32, 1.25, neighbors=3)
+    assert json.loads(done.stdout)["accel"] == ta.accelerate_config(config, recommended).accel
+    refusals = {"recommended:99": "speedup=99.0 cannot be reached", "released:dpt": "near it: dpt-kitti-28x28-after-7"}
+    for accel, says in refusals.items():
+        assert says in refused("accelerate", base, "--out", tmp_path / "b", "--accel", accel)
+    too_large = ("--accel", "released:dpt-nyuv2-14x14-after-3", "--image-size", "32x32")
+    assert "at most as many clusters as tokens" in refused("accelerate", base, "--out", tmp_path / "b", *too_large)
 
 
 def test_accelerate_takes_a_whole_setting_and_replaces_a_stored_one(fast, tmp_path):

@@ -112,11 +112,14 @@ def test_default_rows_on_scenes(evaluate, tmp_path, capsys):
         assert picture.size[1] == pytest.approx(200 * (2 * 1.75 + 1.06), abs=2)
 
 
-def test_settings_in_both_notations_with_data_workers(evaluate):
+def test_settings_in_every_notation_with_data_workers(evaluate):
     text = '{"cluster_after": 1, "cluster_grid": [3, 3], "expansion": "delta", "neighbors": 4}'
-    result = evaluate("--accel", ACCEL, "--accel", text, "--num-workers", "1", "--seed", "3", "--pictures", "0")
+    settings = ("--accel", ACCEL, "--accel", text, "--accel", "recommended:1.2,neighbors=3")
+    result = evaluate(*settings, "--num-workers", "1", "--seed", "3", "--pictures", "0")
     clusters = [row for row in result.rows if row.kind == "clusters"]
-    assert [row.accel["expansion"] for row in clusters] == ["nearest", "delta"]
+    assert [row.accel["expansion"] for row in clusters] == ["nearest", "delta", "delta"]
+    assert [row.accel["neighbors"] for row in clusters] == [20, 4, 3]
+    assert clusters[2].accel["similarity_on"] == "normalized"
     assert clusters[1].accel["neighbors"] == 4
     assert clusters[1].name == "clusters 3x3 after 1, delta, neighbors=4"
     assert result.dataset == "scenes (test, seed 3)"
@@ -302,6 +305,7 @@ def test_two_processes_give_the_same_metrics(main, model_folder, tmp_path):
         (["--dataset", "kitti:/no/such"], "'/no/such' does not exist"),
         (["--accel", "cluster_after=1,cluster_grid=3x3,colour=red"], "colour"),
         (["--accel", "cluster_after=9,cluster_grid=3x3"], "cluster_after=9"),
+        (["--accel", "recommended:99"], "speedup=99.0 cannot be reached"),
         (["--accel", "cluster_after=1,cluster_grid=9x9"], "cluster_grid"),
         (["--accel", "none", "--accel", ACCEL], "accel none stands alone"),
         (["--alignment", "best"], "alignment='best' must be one of auto, none, scale, scale_shift"),

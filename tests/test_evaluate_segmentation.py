@@ -318,7 +318,7 @@ def test_photographs(main, model_folder, tmp_path, capsys):
         (["--inference", "sliding"], "sliding windows need a crop"),
         (["--crop", "30"], "crop=30 must be a multiple of the patch size 8, for example 32"),
         (["--crop", "32", "--stride", "40"], "stride=40 must be from 1 to the crop of 32 pixels"),
-        (["--accel", f"{ACCEL},expansion=delta,decode_clusters=true"], "decode_clusters"),
+        (["--accel", f"{ACCEL},reconstruct_after=3,decode_clusters=true"], "decode_clusters"),
         (["--images", "no.png"], "no.png does not exist"),
     ],
 )

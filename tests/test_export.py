@@ -45,6 +45,8 @@ def test_the_command_writes_and_checks(fast, images, tmp_path, format):
         with torch.no_grad():
             states = torch.export.load(out).module()(images)[0]
             torch.testing.assert_close(states, fast(images).last_hidden_state, rtol=1e-4, atol=1e-4)
+    refused = CliRunner().invoke(app, [*arguments, "--overwrite", "--accel", "recommended:99"])
+    assert "speedup=99.0 cannot be reached" in " ".join(refused.stderr.split())
     again = CliRunner().invoke(app, arguments)
     assert again.exit_code == 2
     assert "exists: give another name, or --overwrite" in " ".join(again.stderr.split())

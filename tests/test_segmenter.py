@@ -291,6 +291,64 @@ def test_delta_is_rebuilt_before_the_last_layernorm():
     assert model.config.accel["decode_clusters"] is False
 
 
+DECODED = {**ACCEL, "expansion": "delta", "decode_clusters": True}
+
+
+def test_delta_adds_the_change_in_the_decoders_blocks_too(monkeypatch):
+    plans, plan = [], ta.track.plan_reconstruction
+    monkeypatch.setattr(
+        "hf_tokaccel.track.plan_reconstruction", lambda *a, **k: plans.append(plan(*a, **k)) or plans[-1]
+    )
+    model, images = ta.accelerate(tiny_model(), DECODED), torch.randn(2, 3, 32, 32)
+    seen = []
+    model.segmenter.layernorm.register_forward_pre_hook(lambda module, args: seen.append(args[0][:, 1:]))
+    head, norm = model.decode_head, model.segmenter.layernorm
+    with torch.no_grad():
+        logits = model(images).logits
+        clusters, (rule,) = seen[0], plans
+        weights = torch.zeros(2, 64, clusters.shape[1]).scatter_add_(2, rule.indices, rule.weights)
+        tokens = norm(rule.tokens + weights @ (clusters - rule.centroids))
+        before = head.projection(norm(clusters))
+        states = torch.cat((before, head.class_embeddings.expand(2, -1, -1)), 1)
+        for layer in head.layers:
+            states = layer(states)
+        count = before.shape[1]
+        patches = head.projection(tokens) + weights @ (states[:, :count] - before)
+        expected = head.compare(patches, states[:, count:])
+    assert logits.shape == (2, 5, 8, 8)
+    assert_near(logits.flatten(2).transpose(1, 2), expected, 1e-5)
+    assert not torch.allclose(
+        logits, ta.accelerate(model, {**DECODED, "decode_clusters": False})(images).logits, atol=1e-2
+    )
+
+
+@pytest.mark.parametrize("fields", [{"decoder_type": "linear"}, {"decoder_num_hidden_layers": 0}])
+def test_a_decoder_without_blocks_sees_all_tokens_of_delta(fields):
+    model, images = tiny_model(**fields), torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        first, second = (ta.accelerate(model, {**DECODED, "decode_clusters": c})(images).logits for c in (True, False))
+    torch.testing.assert_close(first, second)
+
+
+def test_frames_share_a_plan_in_the_decoder_too():
+    model = tiny_model()
+    images = torch.randn(1, 3, 32, 32).expand(2, -1, -1, -1)
+    with torch.no_grad():
+        shared, single = (ta.accelerate(model, {**DECODED, "shared_frames": n})(images).logits for n in (2, 1))
+    torch.testing.assert_close(shared, single, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.graph
+def test_delta_in_the_decoder_compiles_and_exports():
+    model, images = ta.accelerate(tiny_model(), DECODED), torch.randn(1, 3, 32, 32)
+    with torch.no_grad():
+        expected = model(images).logits
+        compiled = torch.compile(model, fullgraph=True, backend="aot_eager")(images).logits
+        exported = torch.export.export(model, (), {"pixel_values": images}).module()(pixel_values=images).logits
+    torch.testing.assert_close(compiled, expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(exported, expected, rtol=1e-4, atol=1e-5)
+
+
 def test_soft_is_rebuilt_after_the_last_layernorm():
     model = ta.accelerate(tiny_model(), {**ACCEL, "decode_clusters": False})
     images = torch.randn(1, 3, 32, 32)

@@ -36,7 +36,7 @@ def test_mean_colours_of_clusters_that_do_not_divide_the_image():
 @pytest.mark.parametrize(
     ("model", "accel", "setting"),
     [
-        ("depth", "cluster_after=4,cluster_grid=12x12", "clusters 12x12 after 4, nearest"),
+        ("depth", "recommended:1.5,window=7", "clusters "),
         ("segmentation", "cluster_after=4,cluster_grid=12x12", "clusters 12x12 after 4, soft"),
         ("panoptic", "cluster_after=6,cluster_grid=3x3", "clusters 3x3 after 6 to 10, soft"),
     ],
@@ -47,7 +47,7 @@ def test_shows_a_scene(tmp_path, model, accel, setting):
     assert result.exit_code == 0, result.output
     (written,) = json.loads(result.stdout)
     assert written["picture"] == str(out)
-    (said,) = (text for name, text in written["settings"].items() if name.startswith(setting.rpartition(",")[0]))
+    (said,) = (text for name, text in written["settings"].items() if name.startswith(setting))
     assert "of the GFLOPs" in said
     width, height = Image.open(out).size
     assert 1 < width / height < 2  # two lines of four square cells, with text
@@ -74,6 +74,7 @@ def test_layers_and_settings_are_combined_and_several_models_get_files_of_their_
         (["scene", "--out", "picture.jpg"], "must end in .png"),
         (["scene", "--accel", "none"], "no clusters to show"),
         (["scene", "--accel", "cluster_after=40,cluster_grid=4"], "40"),
+        (["scene", "--accel", "recommended:99"], "speedup=99.0 cannot be reached"),
     ],
 )
 def test_mistakes_of_the_user_are_one_line(arguments, said):

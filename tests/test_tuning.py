@@ -2,13 +2,23 @@
 
 import json
 import re
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import BertConfig, BertModel, Dinov2Config, Dinov2Model, DPTConfig, DPTForDepthEstimation
+from transformers import (
+    BertConfig,
+    BertModel,
+    Dinov2Config,
+    Dinov2Model,
+    DPTConfig,
+    DPTForDepthEstimation,
+    Swinv2Config,
+    Swinv2Model,
+)
 from typer.testing import CliRunner
 
 import hf_tokaccel as ta
@@ -18,6 +28,7 @@ from hf_tokaccel.evaluation.speed import count_gflops
 from hf_tokaccel.tuning import api
 from hf_tokaccel.tuning import search as search_module
 from hf_tokaccel.tuning.agreement import Agreement, Reading, _segments
+from hf_tokaccel.tuning.encoder import describe_encoder
 from hf_tokaccel.tuning.images import gather_images
 from hf_tokaccel.tuning.redundancy import predicted_loss
 from hf_tokaccel.tuning.search import Search
@@ -73,6 +84,26 @@ def test_nothing_that_was_run_within_the_budget_is_better(tuned):
     assert len(within) > 10
     assert tuned.chosen.agreement == max(trial.agreement for trial in within)
     assert len({trial.agreement for trial in within}) > 5
+
+
+def test_the_search_begins_with_the_recommended_setting(model, tuned):
+    encoder = describe_encoder(model.config, 32)
+    left = encoder.flops - 0.3 * tuned.dense_gflops * 1e9
+    recommended = ta.TokenClusteringConfig.recommended(model.config, 32, encoder.flops / left)
+    first = ta.TokenClusteringConfig.from_dict(tuned.trials[1].accel)
+    # What clustering costs is not in the closed form, but in the budget.
+    assert first == replace(recommended, cluster_grid=first.cluster_grid)
+    assert first.cluster_grid <= recommended.cluster_grid
+    assert any(trial.accel["reconstruct_after"] is None for trial in tuned.trials[1:])
+
+
+def test_what_a_host_cannot_compare_is_not_tried():
+    torch.manual_seed(0)
+    search = Search(Swinv2Model(Swinv2Config(**TINY_SWIN)).eval(), torch.randn(1, 3, 64, 64), 1, lambda trial: None)
+    _, setting = search.cheapest()
+    assert setting.similarity_on == "tokens"
+    assert list(search._variations(setting, "similarity_on")) == []
+    assert list(search._variations(setting, "neighbors"))
 
 
 def test_a_seed_gives_the_same_again(model, tuned):

@@ -11,10 +11,9 @@ from transformers import DPTConfig
 import hf_tokaccel as ta
 from hf_tokaccel.models.dpt import TokAccelDPTForDepthEstimation
 
-from .table import Row, Table, Terms, on_fake_tensors, schedule
+from .table import Row, Table, Terms, on_fake_tensors, released_row, schedule
 
 PATCH, WIDTH, HEADS, DEPTH = 16, 768, 12, 12
-SHARED = {"iterations": 5, "inverse_temperature": 1.0, "window": 5, "expansion": "nearest"}
 
 
 def config() -> DPTConfig:
@@ -30,8 +29,7 @@ def config() -> DPTConfig:
 
 def build(row: Row) -> nn.Module:
     """Our model for an image that is not square, which transformers' DPT hybrid refuses in two places."""
-    accel = row.accel and {**SHARED, **row.accel}
-    model = TokAccelDPTForDepthEstimation(ta.accelerate_config(config(), accel))
+    model = TokAccelDPTForDepthEstimation(ta.accelerate_config(config(), row.setting))
     model.dpt.embeddings.image_size = row.size  # a check only: position embeddings are resized in any case
     grid = [side // PATCH for side in row.size]
     model.neck.register_forward_pre_hook(lambda _, arguments: (arguments[0], *grid))
@@ -89,13 +87,6 @@ def terms(row: Row) -> Terms:
     return result
 
 
-def _row(name: str, size: tuple[int, int], published: float, alpha: int | None = None, side: int = 0) -> Row:
-    accel = None if alpha is None else {"cluster_after": alpha + 1, "cluster_grid": (side, side)}
-    return Row(name, size, published, alpha, accel)
-
-
-KITTI, NYU = ("KITTI", (352, 1216)), ("NYUv2", (480, 640))
-
 TABLE = Table(
     title="DPT hybrid",
     unit="1e9 operations, 2 per multiply-add (whole model; every counted operation is doubled, element-wise ones too)",
@@ -107,14 +98,14 @@ TABLE = Table(
     ),
     alpha="Alpha is the 0-based block after which tokens are clustered: cluster_after = alpha + 1.",
     rows=(
-        _row(*KITTI, 810.0),
-        _row(*KITTI, 723.4, 6, 28),
-        _row(*KITTI, 631.8, 4, 20),
-        _row(*KITTI, 613.6, 4, 16),
-        _row(*NYU, 560.2),
-        _row(*NYU, 504.2, 6, 24),
-        _row(*NYU, 439.2, 4, 16),
-        _row(*NYU, 395.0, 2, 14),
+        Row("KITTI", (352, 1216), 810.0),
+        released_row("KITTI", 723.4, "dpt-kitti-28x28-after-7"),
+        released_row("KITTI", 631.8, "dpt-kitti-20x20-after-5"),
+        released_row("KITTI", 613.6, "dpt-kitti-16x16-after-5"),
+        Row("NYUv2", (480, 640), 560.2),
+        released_row("NYUv2", 504.2, "dpt-nyuv2-24x24-after-7"),
+        released_row("NYUv2", 439.2, "dpt-nyuv2-16x16-after-5"),
+        released_row("NYUv2", 395.0, "dpt-nyuv2-14x14-after-3"),
     ),
     terms=terms,
     model=build,

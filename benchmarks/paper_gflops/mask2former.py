@@ -2,7 +2,6 @@
 
 import math
 from collections import Counter
-from dataclasses import replace
 
 from torch import nn
 from transformers import SwinConfig
@@ -10,22 +9,15 @@ from transformers import SwinConfig
 import hf_tokaccel as ta
 from hf_tokaccel.models.swin import TokAccelSwinBackbone
 
-from .table import Row, Table, Terms
+from .table import Row, Table, Terms, released_row
 
 PATCH, WIDTH, WINDOW = 4, 192, 12
 DEPTHS, HEADS = (2, 2, 18, 2), (6, 12, 24, 48)
-CLUSTERS = 8  # a side, of a window
-# Iterations, window, neighbors and inverse temperature of the released configurations.
-DATA = {
-    "COCO panoptic": (5, 7, 10, 0.05),
-    "COCO instance": (5, 11, 60, 0.01),
-    "ADE20K panoptic": (4, 7, 49, 0.01),
-    "ADE20K semantic": (5, 5, 10, 0.01),
-    "YouTubeVIS 2019, 28 frames": (4, 7, 49, 0.01),
-    "YouTubeVIS 2021, 32 frames": (5, 7, 49, 0.01),
+# The released configurations of two rows, unlike what their published values imply.
+SHIPPED = {
+    "COCO panoptic": "mask2former-coco-panoptic-8x8-after-10",
+    "COCO instance": "mask2former-coco-instance-8x8-after-12",
 }
-# What the released configurations of two rows cluster before, unlike what their published values imply.
-SHIPPED = {"COCO panoptic": 10, "COCO instance": 12}
 
 
 def terms(row: Row) -> Terms:
@@ -44,8 +36,8 @@ def terms(row: Row) -> Terms:
             clusters = math.prod(row.accel["cluster_grid"])
             total.update(_blocks(depth - full, channels, windows * clusters, windows, clusters))
             product = 2 * windows * WINDOW**2 * clusters * channels
-            iterations = DATA[row.name][0]
-            total["clustering: distances to all clusters of the window, dense weighted means"] += iterations * product
+            iterated = row.setting["iterations"] * product
+            total["clustering: distances to all clusters of the window, dense weighted means"] += iterated
             total["reconstruction: distances, dense weighted sums"] += product
         total["LayerNorms of the outputs, 5 per element"] += 5 * tokens * channels
         first += depth
@@ -79,55 +71,34 @@ def config() -> SwinConfig:
 
 
 def build(row: Row) -> nn.Module:
-    accel = row.accel
-    if accel:
-        iterations, window, neighbors, inverse_temperature = DATA[row.name]
-        accel = {
-            **accel,
-            "iterations": iterations,
-            "window": window,
-            "neighbors": neighbors,
-            "inverse_temperature": inverse_temperature,
-        }
-    return TokAccelSwinBackbone(ta.accelerate_config(config(), accel))
+    return TokAccelSwinBackbone(ta.accelerate_config(config(), row.setting))
 
 
-def _row(
-    name: str,
-    published: float,
-    alpha: int | None = None,
-    full: int = 0,
-    size: tuple[int, int] = (1152, 1152),
-    images: int = 1,
-) -> Row:
-    accel = None if alpha is None else {"cluster_after": full, "cluster_grid": (CLUSTERS, CLUSTERS)}
-    return Row(name, size, published, alpha, accel, images)
-
-
-_2019, _2021 = ((480, 832), 28), ((400, 640), 32)
+_2019, _2021 = "YouTubeVIS 2019, 28 frames", "YouTubeVIS 2021, 32 frames"
 ROWS = (
-    _row("Swin-L", 937),
-    _row("COCO panoptic", 663, 10, 9),
-    _row("COCO instance", 705, 12, 11),
-    _row("ADE20K panoptic", 769, 14, 14),
-    _row("ADE20K semantic", 620, 8, 7),
-    _row("YouTubeVIS 2019, 28 frames", 8957, None, 0, *_2019),
-    _row("YouTubeVIS 2019, 28 frames", 7631, 14, 14, *_2019),
-    _row("YouTubeVIS 2021, 32 frames", 7159, None, 0, *_2021),
-    _row("YouTubeVIS 2021, 32 frames", 6253, 14, 14, *_2021),
+    Row("Swin-L", (1152, 1152), 937),
+    released_row("COCO panoptic", 663, "mask2former-coco-panoptic-8x8-after-9"),
+    released_row("COCO instance", 705, "mask2former-coco-instance-8x8-after-11"),
+    released_row("ADE20K panoptic", 769, "mask2former-ade20k-panoptic-8x8-after-14"),
+    released_row("ADE20K semantic", 620, "mask2former-ade20k-semantic-8x8-after-7"),
+    Row(_2019, (480, 832), 8957, images=28),
+    released_row(_2019, 7631, "mask2former-youtubevis-2019-8x8-after-14", images=28),
+    Row(_2021, (400, 640), 7159, images=32),
+    released_row(_2021, 6253, "mask2former-youtubevis-2021-8x8-after-14", images=32),
 )
 
 
 def shipped(name: str) -> Row:
     """The row of a data set at the setting of its released configuration."""
     row = next(row for row in ROWS if row.name == name)
-    return replace(row, accel={**row.accel, "cluster_after": SHIPPED[name]})
+    return released_row(row.name, row.published, SHIPPED[name])
 
 
 def _notes() -> str:
     return ", and ".join(
-        f"that of {name} clusters before block {blocks}, which costs {sum(terms(shipped(name)).values()) / 1e9:.2f}"
-        for name, blocks in SHIPPED.items()
+        f"that of {row.name} clusters before block {row.accel['cluster_after']}, which costs "
+        f"{sum(terms(row).values()) / 1e9:.2f}"
+        for row in map(shipped, SHIPPED)
     )
 
 

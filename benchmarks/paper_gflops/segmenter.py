@@ -7,12 +7,11 @@ from torch import nn
 import hf_tokaccel as ta
 from hf_tokaccel.models.segmenter import SegmenterConfig, TokAccelSegmenterForSemanticSegmentation
 
-from .table import Row, Table, Terms, schedule
+from .table import Row, Table, Terms, released_row, schedule
 
 PATCH, WIDTH, HEADS, DEPTH = 16, 1024, 16, 24
 # Classes and layers of the mask transformer.
 DATA = {"ADE20K": (150, 2), "Cityscapes": (19, 1), "Pascal Context": (60, 2)}
-SHARED = {"iterations": 5, "inverse_temperature": 0.02, "window": 5, "neighbors": 20, "expansion": "soft"}
 # What the published values imply; the released configurations search a window of 5.
 CANDIDATES = 7**2
 
@@ -41,10 +40,10 @@ def terms(row: Row) -> Terms:
         pooled = clusters * WIDTH
         distances = CANDIDATES * tokens * (WIDTH + 2)
         result |= {
-            "clustering: distances to 49 candidates": SHARED["iterations"] * distances,
-            "clustering: dense weighted means": SHARED["iterations"] * (tokens + 1) * pooled,
+            "clustering: distances to 49 candidates": row.setting["iterations"] * distances,
+            "clustering: dense weighted means": row.setting["iterations"] * (tokens + 1) * pooled,
             "clustering: pooling and labels": tokens * WIDTH + 2 * (tokens + clusters),
-            "reconstruction: weighted sums of 20 neighbors": SHARED["neighbors"] * tokens * (WIDTH + 3),
+            "reconstruction: weighted sums of 20 neighbors": row.setting["neighbors"] * tokens * (WIDTH + 3),
             "reconstruction: squared norms": tokens * WIDTH + pooled,
         }
     return result
@@ -65,13 +64,7 @@ def config(row: Row) -> SegmenterConfig:
 
 
 def build(row: Row) -> nn.Module:
-    accel = row.accel and {**SHARED, **row.accel}
-    return TokAccelSegmenterForSemanticSegmentation(ta.accelerate_config(config(row), accel))
-
-
-def _row(name: str, side: int, published: float, alpha: int | None = None, clusters: int = 0) -> Row:
-    accel = None if alpha is None else {"cluster_after": alpha, "cluster_grid": (clusters, clusters)}
-    return Row(name, (side, side), published, alpha, accel)
+    return TokAccelSegmenterForSemanticSegmentation(ta.accelerate_config(config(row), row.setting))
 
 
 TABLE = Table(
@@ -90,18 +83,18 @@ TABLE = Table(
         "alpha - 1: cluster_after = alpha."
     ),
     rows=(
-        _row("ADE20K", 640, 658.98),
-        _row("ADE20K", 640, 529.81, 16, 28),
-        _row("ADE20K", 640, 443.84, 10, 28),
-        _row("ADE20K", 640, 309.4, 8, 20),
-        _row("Cityscapes", 768, 995.6),
-        _row("Cityscapes", 768, 840.9, 18, 32),
-        _row("Cityscapes", 768, 691.0, 12, 32),
-        _row("Cityscapes", 768, 529.64, 10, 24),
-        _row("Pascal Context", 480, 338.7),
-        _row("Pascal Context", 480, 251.2, 14, 20),
-        _row("Pascal Context", 480, 201.3, 12, 15),
-        _row("Pascal Context", 480, 161.0, 8, 15),
+        Row("ADE20K", (640, 640), 658.98),
+        released_row("ADE20K", 529.81, "segmenter-ade20k-28x28-after-16"),
+        released_row("ADE20K", 443.84, "segmenter-ade20k-28x28-after-10"),
+        released_row("ADE20K", 309.4, "segmenter-ade20k-20x20-after-8"),
+        Row("Cityscapes", (768, 768), 995.6),
+        released_row("Cityscapes", 840.9, "segmenter-cityscapes-32x32-after-18"),
+        released_row("Cityscapes", 691.0, "segmenter-cityscapes-32x32-after-12"),
+        released_row("Cityscapes", 529.64, "segmenter-cityscapes-24x24-after-10"),
+        Row("Pascal Context", (480, 480), 338.7),
+        released_row("Pascal Context", 251.2, "segmenter-pascal-context-20x20-after-14"),
+        released_row("Pascal Context", 201.3, "segmenter-pascal-context-15x15-after-12"),
+        released_row("Pascal Context", 161.0, "segmenter-pascal-context-15x15-after-8"),
     ),
     terms=terms,
     model=build,

@@ -8,7 +8,7 @@ from transformers import ViTConfig
 import hf_tokaccel as ta
 from hf_tokaccel.models.vit import TokAccelViTForImageClassification
 
-from .table import Checked, Row, Table, Terms, schedule
+from .table import Checked, Row, Table, Terms, released_row, schedule
 
 LABELS = 1000
 MODELS = {
@@ -16,7 +16,6 @@ MODELS = {
     "ViT-H/14": {"image_size": 518, "patch_size": 14, "hidden_size": 1280, "num_hidden_layers": 32},
 }
 HEADS = 16
-SHARED = {"iterations": 5, "inverse_temperature": 1.0, "window": 5}
 
 # Element-wise operations per token and channel of a block, and per score of the attention. The published values pin
 # only what they add up to, and that not sharply.
@@ -32,8 +31,7 @@ def config(name: str) -> ViTConfig:
 
 
 def build(row: Row) -> nn.Module:
-    accel = row.accel and {**SHARED, **row.accel}
-    return TokAccelViTForImageClassification(ta.accelerate_config(config(row.name), accel))
+    return TokAccelViTForImageClassification(ta.accelerate_config(config(row.name), row.setting))
 
 
 def terms(row: Row, softmax: int = SOFTMAX, block: int = sum(BLOCK_ELEMENTS.values())) -> Terms:
@@ -54,7 +52,7 @@ def terms(row: Row, softmax: int = SOFTMAX, block: int = sum(BLOCK_ELEMENTS.valu
         "position embeddings and last LayerNorm": (tokens + 1) * width + 5 * lengths[-1] * width,
     }
     if row.accel:
-        iterations = SHARED["iterations"]
+        iterations = row.setting["iterations"]
         result |= {
             "clustering: distances to all clusters and dense weighted means": 2
             * iterations
@@ -70,20 +68,15 @@ def terms(row: Row, softmax: int = SOFTMAX, block: int = sum(BLOCK_ELEMENTS.valu
     return result
 
 
-def _row(name: str, published: float, alpha: int | None = None, side: int = 0) -> Row:
-    accel = None if alpha is None else {"cluster_after": alpha, "cluster_grid": (side, side)}
-    return Row(name, (MODELS[name]["image_size"],) * 2, published, alpha, accel)
-
-
 ROWS = (
-    _row("ViT-L/16", 364.8),
-    _row("ViT-L/16", 275.8, 12, 23),
-    _row("ViT-L/16", 228.5, 6, 23),
-    _row("ViT-L/16", 179.0, 8, 16),
-    _row("ViT-H/14", 1023.2),
-    _row("ViT-H/14", 652.4, 10, 26),
-    _row("ViT-H/14", 514.1, 4, 25),
-    _row("ViT-H/14", 422.7, 8, 18),
+    Row("ViT-L/16", (512, 512), 364.8),
+    released_row("ViT-L/16", 275.8, "swag-l16-23x23-after-12"),
+    released_row("ViT-L/16", 228.5, "swag-l16-23x23-after-6"),
+    released_row("ViT-L/16", 179.0, "swag-l16-16x16-after-8"),
+    Row("ViT-H/14", (518, 518), 1023.2),
+    released_row("ViT-H/14", 652.4, "swag-h14-26x26-after-10"),
+    released_row("ViT-H/14", 514.1, "swag-h14-25x25-after-4"),
+    released_row("ViT-H/14", 422.7, "swag-h14-18x18-after-8"),
 )
 
 

@@ -10,6 +10,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from hf_tokaccel.evaluation.speed import count_gflops
+from hf_tokaccel.presets import RELEASED
 
 TOLERANCE = 1e-3
 
@@ -25,12 +26,13 @@ class Row:
         size: (height, width) of the input in pixels.
         published: billions, in the table's own unit; None where none was.
         alpha: as the paper's table prints it; None for the baseline.
-        accel: what this row sets of our configuration; None for the baseline.
+        accel: the schedule of this row in our terms; None for the baseline.
         images: of a clip, whose published value counts them all.
         decimals: digits after the point of the published value, where it has too few to be held to 0.1 %.
         saved: published, in percent of the baseline, cut off to a whole number.
         source: where the published value is from, in a table whose values have several sources.
         ours: whether our model runs as this row counts; otherwise it is not counted.
+        preset: of `hf_tokaccel.presets`, which has the rest of the setting.
     """
 
     name: str
@@ -43,6 +45,18 @@ class Row:
     saved: int | None = None
     source: str = ""
     ours: bool = True
+    preset: str = ""
+
+    @property
+    def setting(self) -> dict[str, Any] | None:
+        """The whole setting; None for the baseline."""
+        return self.accel and {**RELEASED[self.preset].others, **self.accel}
+
+
+def released_row(name: str, published: float, preset: str, images: int = 1) -> Row:
+    """The row of a preset."""
+    found = RELEASED[preset]
+    return Row(name, found.image_size, published, found.alpha, found.schedule, images, preset=preset)
 
 
 @dataclass(frozen=True)

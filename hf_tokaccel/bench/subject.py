@@ -88,15 +88,19 @@ def load_subject(
     return Subject(model.to(target).requires_grad_(False), images.to(target), settings, notes)
 
 
-def default_size(config: Any, processor: Any) -> tuple[int, int]:
-    """Image size (height, width) of a processor, else of a configuration or of its backbone's."""
+def default_size(config: Any, processor: Any, option: str = "--size") -> tuple[int, int]:
+    """Image size (height, width) of a processor, else of a configuration or of its backbone's.
+
+    Raises:
+        ValueError: neither says one; the message names the option that does.
+    """
     processor = getattr(processor, "image_processor", processor)
     if {"height", "shortest_edge"} & {*(getattr(processor, "size", None) or {})}:
         return input_size(processor)
     for part in (config, *(getattr(config, name, None) for name in ("backbone_config", "vision_config"))):
         if isinstance(side := getattr(part, "image_size", None), (int, list, tuple)):
             return (side, side) if isinstance(side, int) else tuple(side)
-    raise ValueError(f"a {config.model_type!r} model without image processor says no image size: give --size 384")
+    raise ValueError(f"a {config.model_type!r} model without image processor says no image size: give {option} 384")
 
 
 def parse_size(text: str | None) -> tuple[int, int] | None:

@@ -12,9 +12,6 @@ from .frame import AsJson, Overwrite, app, check_output_folder, console, print_j
 if TYPE_CHECKING:
     from ..loading import Checkpoint
 
-# Of the blocks, those before clustering, and of each side of the token grid what is left of it: half of the tokens.
-SHARES = (0.5, 0.7)
-
 
 @app.command("accelerate")
 @user_errors()
@@ -24,10 +21,14 @@ def accelerate(
     cluster_after: Annotated[int | None, typer.Option(help="Full-resolution blocks before clustering.")] = None,
     cluster_grid: Annotated[str | None, typer.Option(help="Clusters as HxW, or one side of a square.")] = None,
     accel: Annotated[
-        str | None, typer.Option(help="A whole setting: JSON, a file of it, or key=value,key=value.")
+        str | None,
+        typer.Option(
+            help="A whole setting: JSON, a file of it, key=value,key=value, released:NAME or recommended:1.5."
+        ),
     ] = None,
     image_size: Annotated[
-        str | None, typer.Option(help="Pixels as HxW that it will run at, checked against the setting.")
+        str | None,
+        typer.Option(help="Pixels as HxW that it will run at: checked against the setting, or recommended for."),
     ] = None,
     auto_class: Annotated[
         str | None,
@@ -39,17 +40,20 @@ def accelerate(
 ) -> None:
     """Give a checkpoint a setting, and write weights, config, processor and card to a folder.
 
-    The weights stay as they are. Without a setting half of the blocks run at full resolution and half of the tokens
-    are left; `hf_tokaccel tune` finds a setting for your images.
+    The weights stay as they are. Without a setting it is the recommended one that makes the encoder 1.5 times as fast
+    in FLOPs; `hf_tokaccel tune` finds a setting for your images.
 
     \b
     hf_tokaccel accelerate Intel/dpt-large --out dpt-large-tokaccel
+    hf_tokaccel accelerate Intel/dpt-large --out fast --accel recommended:2
     hf_tokaccel accelerate Intel/dpt-large --out fast --cluster-after 12 --cluster-grid 16x16
     hf_tokaccel accelerate facebook/sam-vit-huge --out fast --accel cluster_after=6,cluster_grid=9x9,iterations=5
     """
     from .. import accelerate as accelerate_model
+    from ..bench.subject import default_size
     from ..card import setting_of
     from ..loading import load_checkpoint
+    from ..presets import SPEEDUP, Recommended
     from ..publish import write_card
 
     check_output_folder(out, overwrite)
@@ -57,8 +61,10 @@ def accelerate(
     size = None if image_size is None else read_size(image_size, "--image-size")
     checkpoint = load_checkpoint(model, auto_class=auto_class, dtype=dtype)
     chosen = setting is not None
-    if not chosen:
-        setting = halving_setting(checkpoint, size)
+    setting = setting or Recommended()
+    if isinstance(setting, Recommended):
+        config = checkpoint.model.config
+        setting = setting.resolve(config, size or default_size(config, checkpoint.processor, "--image-size"))
     fast = accelerate_model(checkpoint.model, setting, size)
     fast.save_pretrained(out)
     if checkpoint.processor is not None:
@@ -71,14 +77,14 @@ def accelerate(
     text = f"cluster_after={stored['cluster_after']}, cluster_grid={tuple(stored['cluster_grid'])}"
     console.print(f"Wrote {out}: {type(fast).__name__}, {text}, expansion={stored['expansion']}.", markup=False)
     if not chosen:
-        console.print("note: no setting was given, so half of the blocks and half of the tokens remain.")
+        console.print(f"note: no setting was given, so it is that recommended for {SPEEDUP} times the speed in FLOPs.")
     if checkpoint.processor is None:
         console.print(f"note: {checkpoint.source} has no image processor, so neither has {out}.", markup=False)
     console.print(f"Next: hf_tokaccel evaluate {out} measures it and fills its card.", markup=False)
 
 
 def read_setting(accel: str | None, cluster_after: int | None, cluster_grid: str | None) -> Any | None:
-    """The setting that the options name, None where they name none.
+    """The setting that the options name, a `Recommended` among them; None where they name none.
 
     Raises:
         ValueError: They contradict each other, or half of a setting is missing, or it is not valid.
@@ -107,22 +113,6 @@ def read_size(text: str, option: str) -> tuple[int, int]:
     if len(sides) > 2 or not all(side.isdigit() for side in sides):
         raise ValueError(f"{option} {text!r} must be HEIGHTxWIDTH or one number, for example 16x16")
     return int(sides[0]), int(sides[-1])
-
-
-class _Halving:
-    """What `default_settings` reads of a task."""
-
-    shares = (SHARES,)
-    variations = ({},)
-
-
-def halving_setting(checkpoint: Checkpoint, image_size: tuple[int, int] | None) -> Any:
-    """A setting with half of the blocks at full resolution and half of the tokens, for a checkpoint's image size."""
-    from ..evaluation.models import input_size
-    from ..evaluation.rivals import default_settings
-
-    (setting,) = default_settings(checkpoint.model, image_size or input_size(checkpoint.processor), _Halving)
-    return setting
 
 
 def license_of(checkpoint: Checkpoint) -> str | None:

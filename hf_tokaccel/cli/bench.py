@@ -23,7 +23,10 @@ def bench(
     ],
     accel: Annotated[
         list[str] | None,
-        typer.Option(metavar="SETTING", help="JSON or cluster_after=10,cluster_grid=28x28,...; repeatable."),
+        typer.Option(
+            metavar="SETTING",
+            help="JSON, cluster_after=10,cluster_grid=28x28,..., released:NAME or recommended:1.5; repeatable.",
+        ),
     ] = None,
     size: Annotated[
         str | None, typer.Option(metavar="HxW", help="Image size in pixels; default: what the model was made for.")
@@ -70,7 +73,7 @@ def bench(
     from ..bench import parse_mode, to_markdown, to_table
     from ..bench.modes import EVERY_MODE
     from ..bench.subject import load_subject
-    from ..evaluation.rivals import parse_accels
+    from ..evaluation.rivals import parse_accels, resolve_accels
 
     if threads is not None:
         torch.set_num_threads(threads)
@@ -78,7 +81,9 @@ def bench(
         raise ValueError("--every-mode goes with no --mode: give one of the two, for example --mode bfloat16,compile")
     modes = [parse_mode(text, backend) for text in (EVERY_MODE if every_mode else mode or ["float32,sdpa"])]
     subject = load_subject(model, size, device, images, batch_size)
-    settings = parse_accels(accel) if accel else subject.settings
+    settings = subject.settings
+    if accel:
+        settings = resolve_accels(parse_accels(accel), subject.model.config, tuple(subject.images.shape[-2:]))
     with console.status("preparing") as status:
         if as_json:
             status.stop()

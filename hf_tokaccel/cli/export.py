@@ -21,7 +21,8 @@ def export(
         str | None,
         typer.Option(
             metavar="SETTING",
-            help="JSON or cluster_after=10,cluster_grid=28x28,...; none: dense. Default: what is stored with it.",
+            help="JSON, cluster_after=10,cluster_grid=28x28,..., released:NAME or recommended:1.5; none: dense. "
+            "Default: what is stored with it.",
         ),
     ] = None,
     size: Annotated[
@@ -44,12 +45,16 @@ def export(
         raise ValueError(f"{out} exists: give another name, or --overwrite to replace it")
     from .. import accelerate
     from ..bench.subject import load_subject
-    from ..evaluation.rivals import parse_accel
+    from ..evaluation.rivals import parse_accel, resolve_accels
     from ..export import export_model
 
     subject = load_subject(model, size, "cpu", None, batch_size)
-    setting = None if accel == "none" else parse_accel(accel) if accel else (subject.settings or [None])[0]
     image_size = tuple(subject.images.shape[-2:])
+    setting = (subject.settings or [None])[0]
+    if accel:
+        setting = None
+    if accel and accel != "none":
+        (setting,) = resolve_accels([parse_accel(accel)], subject.model.config, image_size)
     with console.status("exporting") as status:
         if as_json:
             status.stop()

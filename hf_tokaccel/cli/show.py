@@ -23,7 +23,10 @@ def show(
     ] = None,
     accel: Annotated[
         list[str] | None,
-        typer.Option(metavar="SETTING", help="JSON or cluster_after=4,cluster_grid=12x12,...; repeatable."),
+        typer.Option(
+            metavar="SETTING",
+            help="JSON, cluster_after=4,cluster_grid=12x12,..., released:NAME or recommended:1.5; repeatable.",
+        ),
     ] = None,
     after: Annotated[
         list[int] | None,

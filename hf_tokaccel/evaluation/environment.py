@@ -37,8 +37,14 @@ def available_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+_WRITTEN = (":(top,exclude)docs", ":(top,exclude)benchmarks/results", ":(top,exclude)README.md")
+
+
 def git_commit() -> dict[str, str | bool] | None:
-    """Commit of the source tree that this package was imported from, and whether tracked files differ from it."""
+    """Commit of the source tree that this package was imported from, and whether what runs differs from it.
+
+    Tables and results that an earlier command of the same session wrote do not run.
+    """
     here = Path(__file__).resolve().parent
 
     def git(*args: str) -> str:
@@ -49,7 +55,7 @@ def git_commit() -> dict[str, str | bool] | None:
         git("ls-files", "--error-unmatch", Path(__file__).name)
         return {
             "commit": git("rev-parse", "HEAD"),
-            "dirty": bool(git("status", "--porcelain", "--untracked-files=no")),
+            "dirty": bool(git("status", "--porcelain", "--untracked-files=no", "--", ":/", *_WRITTEN)),
         }
     except (OSError, subprocess.CalledProcessError):
         return None

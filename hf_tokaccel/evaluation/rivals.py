@@ -8,9 +8,11 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from torch import Tensor, nn
+from transformers import PreTrainedConfig
 
 import hf_tokaccel as ta
 from hf_tokaccel.configs import family_of
+from hf_tokaccel.presets import SPEEDUP, Recommended
 
 from .models import input_step, stored_accel
 from .speed import count_gflops
@@ -43,6 +45,9 @@ def parse_accel(
 ) -> Any:
     """Setting from JSON or from `key=value,key=value`, where `12x16` is a grid and `none` is None.
 
+    Settings of clusters have presets too, `released:NAME`, `recommended` and `recommended:1.5`, after which
+    `,key=value` changes fields. A recommended one is a `Recommended` that `resolve_accels` turns into a setting.
+
     Args:
         text: To be read.
         config: Class of the setting.
@@ -51,6 +56,26 @@ def parse_accel(
     Raises:
         ValueError: Text that is neither, or a setting that `config` refuses.
     """
+    preset, comma, rest = text.strip().partition(",")
+    kind, colon, name = preset.partition(":")
+    if kind in ("released", "recommended") and "=" not in preset and config is ta.TokenClusteringConfig:
+        return _parse_preset(kind, name if colon else None, _parse_values(rest, example) if comma else {})
+    return config.from_dict(_parse_values(text, example))
+
+
+def _parse_preset(kind: str, name: str | None, overrides: dict[str, Any]) -> ta.TokenClusteringConfig | Recommended:
+    if kind == "released":
+        return ta.TokenClusteringConfig.released(name or "", **overrides)
+    try:
+        speedup = SPEEDUP if name is None else float(name)
+    except ValueError:
+        raise ValueError(
+            f"accel recommended:{name} does not name a speed: it must be a number above 1, for example recommended:1.5"
+        ) from None
+    return Recommended(speedup, overrides)
+
+
+def _parse_values(text: str, example: str) -> dict[str, Any]:
     example = f"for example {example}"
     if text.lstrip().startswith("{"):
         try:
@@ -66,10 +91,21 @@ def parse_accel(
             values[key] = _parse_value(value)
         if not values:
             raise ValueError(f"accel {text!r} is empty; {example}")
-    return config.from_dict(values)
+    return values
 
 
-def parse_accels(texts: Sequence[str]) -> list[ta.TokenClusteringConfig]:
+def resolve_accels(
+    settings: Sequence[ta.TokenClusteringConfig | Recommended], config: PreTrainedConfig, image_size: tuple[int, int]
+) -> list[ta.TokenClusteringConfig]:
+    """What `parse_accels` read, as settings for a model that runs at (height, width) pixels.
+
+    Raises:
+        ValueError: A recommended setting that the model does not allow.
+    """
+    return [s.resolve(config, image_size) if isinstance(s, Recommended) else s for s in settings]
+
+
+def parse_accels(texts: Sequence[str]) -> list[ta.TokenClusteringConfig | Recommended]:
     """Settings from several texts as `parse_accel` reads them; `none` alone means the dense model alone."""
     if "none" in texts and len(texts) > 1:
         raise ValueError(
@@ -159,7 +195,7 @@ def group_name(setting: ta.TokenClusteringConfig) -> str:
 def setting_name(setting: ta.TokenClusteringConfig) -> str:
     """Short name that tells a setting from the others of its group: expansion and whatever is not the default."""
     said = {"cluster_after", "cluster_grid", "reconstruct_after", "expansion", "normalization", "version", "method"}
-    if setting.decode_clusters or setting.expansion == "delta" or setting.reconstruct_after is not None:
+    if setting.decode_clusters in (None, setting.usually_decodes_clusters):
         said.add("decode_clusters")  # It is what follows from the rest of the setting.
     names = [f.name for f in fields(setting) if f.name not in said]
     values = {name: getattr(setting, name) for name in names}

@@ -24,7 +24,7 @@ from .environment import describe_environment
 from .models import DTYPES
 from .processes import make_accelerator
 from .report import Result, to_class_table, to_markdown, to_table
-from .rivals import default_settings, entries_for, parse_accels, settings_to_show
+from .rivals import default_settings, entries_for, parse_accels, resolve_accels, settings_to_show
 from .task import Task
 
 LEAST = {"batch_size": 1, "rounds": 1, "limit": 1, "pictures": 0, "num_workers": 0, "seed": 0}
@@ -74,7 +74,8 @@ def common_parser(
         add("--image-column", default="image", help="of a `datasets` table")
     add("--limit", type=int, help="number of images at most (default: all, or 200 scenes)")
     add("--skip-bad", action="store_true", help="leave out image files that cannot be read, and say so")
-    add("--accel", action="append", metavar="SETTING", help="JSON or key=value,...; repeatable; none: only dense")
+    settings = "JSON, key=value,..., released:NAME or recommended:1.5; repeatable; none: only dense"
+    add("--accel", action="append", metavar="SETTING", help=settings)
     add("--batch-size", type=int, default=8)
     add("--num-workers", type=int, default=0, help="processes that load data")
     add("--dtype", default="float32", help=", ".join(DTYPES))
@@ -123,6 +124,7 @@ class Job:
         elif settings is None:
             settings = default_settings(loaded.dense, tuple(pixel_values.shape[-2:]), self.task)
             settings = settings_to_show(settings) if self.dataset is None else settings
+        settings = resolve_accels(settings, loaded.dense.config, tuple(pixel_values.shape[-2:]))
         prepare = partial(compile_model, backend=args.compile) if args.compile else lambda model: model
         rivals = self.dataset is not None
         self.entries, self.notes = entries_for(loaded.dense, settings, pixel_values, prepare=prepare, rivals=rivals)

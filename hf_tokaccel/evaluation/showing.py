@@ -10,10 +10,11 @@ import numpy as np
 import torch
 
 from hf_tokaccel import TokenClusteringConfig
+from hf_tokaccel.presets import Recommended
 
 from .datasets import read_image
 from .pictures import Panel
-from .rivals import default_settings, entries_for, group_name
+from .rivals import default_settings, entries_for, group_name, resolve_accels
 from .script import Loaded
 from .scripts import BY_AUTO_CLASS, build_parser, find_script
 from .speed import count_gflops
@@ -145,21 +146,21 @@ def _scene(number: int, loaded: Loaded) -> dict:
 
 
 def settings_for(
-    loaded: Loaded, sample: dict, accels: Sequence[TokenClusteringConfig] = (), after: Sequence[int] = ()
+    loaded: Loaded, sample: dict, accels: Sequence[TokenClusteringConfig | Recommended] = (), after: Sequence[int] = ()
 ) -> list[TokenClusteringConfig]:
     """Settings to look at: those given, that stored with the model, or the last of each of the evaluation's groups.
 
     Args:
         loaded: Model.
-        sample: Image; with its size go the default settings.
+        sample: Image; with its size go default and recommended settings.
         accels: Settings of the user.
         after: Each setting is taken with clusters after each of these numbers of blocks; none leaves it as it is.
     """
-    settings = list(accels)
+    size = tuple(loaded.task.model_input(loaded.task.encode(sample)["pixel_values"][None]).shape[-2:])
+    settings = resolve_accels(accels, loaded.dense.config, size)
     if not settings and loaded.stored is not None:
         settings = [TokenClusteringConfig.from_dict(loaded.stored)]
     if not settings:
-        size = tuple(loaded.task.model_input(loaded.task.encode(sample)["pixel_values"][None]).shape[-2:])
         by_group = {group_name(s): s for s in default_settings(loaded.dense, size, loaded.task)}
         settings = list(by_group.values())
     return [replace(s, cluster_after=n) for s in settings for n in after] if after else settings

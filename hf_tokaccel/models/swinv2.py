@@ -39,6 +39,7 @@ class TokAccelSwinv2Config(StagedConfig, Swinv2Config):
 
     model_type = "tokaccel_swinv2"
     accel_normalization = "l1"
+    accel_similarities = ("tokens",)
 
     @staticmethod
     def accel_stage_windows(host: PreTrainedConfig) -> list[int]:
@@ -49,7 +50,7 @@ class TokAccelSwinv2Config(StagedConfig, Swinv2Config):
 
     @classmethod
     def fit_accel(cls, setting: TokenClusteringConfig, host: PreTrainedConfig) -> TokenClusteringConfig:
-        if setting.similarity_on == "normalized":
+        if setting.similarity_on not in cls.accel_similarities:
             raise ValueError(
                 "similarity_on='normalized' is not valid for Swin V2, whose blocks have no LayerNorm before "
                 "attention: it must be 'tokens', for example similarity_on='tokens'."

@@ -12,7 +12,7 @@ from ..auto import accelerate
 from ..evaluation.environment import describe_environment
 from .images import gather_images
 from .result import Trial, TuneResult, with_speed
-from .search import BASE, Search, _best
+from .search import Search, _best
 
 _EXAMPLES = {"speedup": 1.5, "agreement": 0.99, "gflops": 0.6}
 ATTEMPTS = 4  # times that a search for measured speed is made bolder
@@ -36,9 +36,10 @@ def tune(
 ) -> TuneResult:
     """Searches the setting that agrees best with the dense model within a budget, on unlabelled images.
 
-    One dense pass measures how redundant tokens are before each block; the schedules that lose least are run at the
-    cost that the budget allows, then expansion, neighbors, temperature and what is compared are varied. GFLOPs decide
-    what is run, so that a seed gives the same result on any machine; only `speedup` is also measured.
+    It begins with the setting that `TokenClusteringConfig.recommended` gives for the budget. One dense pass measures
+    how redundant tokens are before each block; the schedules that lose least are run at the cost that the budget
+    allows, then expansion, neighbors, temperature and what is compared are varied. GFLOPs decide what is run, so that
+    a seed gives the same result on any machine; only `speedup` is also measured.
 
     Args:
         model: dense; an accelerated one counts as that.
@@ -110,7 +111,7 @@ def _find(search: Search, budget: dict[str, float], rounds: int) -> tuple[Trial,
 
 
 def _within(search: Search, share: float) -> Trial:
-    best = search.best_schedule(share, BASE)
+    best = search.best_schedule(share, search.recipe.fields)
     if best is None:
         least, setting = search.cheapest()
         raise ValueError(
@@ -124,8 +125,8 @@ def _within(search: Search, share: float) -> Trial:
 def _agreeing(search: Search, wanted: float) -> tuple[Trial, float]:
     """The cheapest setting that agrees as much as is wanted: bisection of the cost."""
     low, high = search.cheapest()[0], 0.98
-    first = search.best_schedule((low + high) / 2, BASE)
-    fields = BASE
+    fields = search.recipe.fields
+    first = search.best_schedule((low + high) / 2, fields)
     if first is not None:
         first = search.refine(first, (low + high) / 2)
         fields = how_rebuilt(first)
@@ -153,7 +154,7 @@ def how_rebuilt(trial: Trial) -> dict[str, Any]:
 
 def _fast(search: Search, wanted: float, rounds: int) -> tuple[Trial, float]:
     """GFLOPs stand for time in the search; the best of each cost are timed, and the next cost follows from that."""
-    share, fields, fastest = 1 / wanted, BASE, None
+    share, fields, fastest = 1 / wanted, search.recipe.fields, None
     least = search.cheapest()[0]
     for attempt in range(ATTEMPTS):
         share = max(share, least)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -112,15 +112,25 @@ def describe_encoder(config: PreTrainedConfig, image_size: int | Grid) -> Encode
         ValueError: when the model type is not supported.
     """
     size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
-    head = accelerate_config(config, None)
-    while not isinstance(head, AcceleratedConfig):
-        head = head.backbone_config
+    head = find_head(config)
     host = head.accel_host()
     if hasattr(host, "embed_dim_per_stage"):
         return _hiera(host, size)
     if hasattr(family_of(host), "accel_stage_windows"):
         return _stages(host, size)
     return _plain(host, head, size)
+
+
+def find_head(config: PreTrainedConfig) -> AcceleratedConfig:
+    """The configuration that holds the setting: of the model, or of its backbone where only that is accelerated.
+
+    Raises:
+        ValueError: when the model type is not supported.
+    """
+    head = accelerate_config(config, None)
+    while not isinstance(head, AcceleratedConfig):
+        head = head.backbone_config
+    return head
 
 
 def _plain(host: PreTrainedConfig, head: AcceleratedConfig, size: Grid) -> Encoder:
@@ -257,43 +267,73 @@ def _pooling_block(
     return Block(width, 0, (1, 1), 0, 0, extra=int(2 * products))
 
 
-# The settings of the paper and ours for the reference models lie about here: shares of the side of the token grid that
-# go with shares of the blocks before clustering.
-def _usual_share(after: float) -> float:
-    return 0.3 + 0.8 * after
+# The settings of the paper and ours for the reference models lie about here: the share of the side of the token grid
+# where all blocks run on clusters, and what is added to it, times the share of the blocks before clustering.
+USUAL_SHARE = (0.3, 0.8)
 
 
 def for_speedup(
     config: PreTrainedConfig, image_size: int | Grid, speedup: float, **settings: Any
 ) -> TokenClusteringConfig:
     """See `TokenClusteringConfig.for_speedup`."""
+    check_speedup("for_speedup", speedup, settings)
+    encoder = describe_encoder(config, image_size)
+    until = settings.get("reconstruct_after")
+    found = choose_schedule(encoder, speedup, until)
+    if found is None:
+        raise unreachable(encoder, image_size, speedup, until)
+    return TokenClusteringConfig(cluster_after=found[0], cluster_grid=found[1], **settings)
+
+
+def check_speedup(name: str, speedup: Any, settings: Collection[str]) -> None:
+    """Raises ValueError where `name` cannot choose a schedule for this ratio beside these fields."""
     if isinstance(speedup, bool) or not isinstance(speedup, (int, float)) or not speedup > 1:
         raise ValueError(f"speedup={speedup!r} is not valid: it must be a number above 1, for example speedup=1.5.")
     taken = sorted({"cluster_after", "cluster_grid"} & set(settings))
     if taken:
-        raise ValueError(f"{taken} cannot be given to for_speedup, which chooses them: leave them out.")
-    encoder = describe_encoder(config, image_size)
-    until = settings.get("reconstruct_after")
-    start, end = encoder.longest()
-    end = min(end, until) if isinstance(until, int) and until > start else end
-    dense, best, found = encoder.flops, (1.0, None), []
+        raise ValueError(f"{taken} cannot be given to {name}, which chooses them: leave them out.")
+
+
+def choose_schedule(
+    encoder: Encoder, speedup: float, until: int | None = None, share: tuple[float, float] = USUAL_SHARE
+) -> tuple[int, Grid] | None:
+    """`cluster_after` and `cluster_grid` for a ratio of FLOPs, None where it cannot be reached.
+
+    Args:
+        encoder: whose longest span is clustered.
+        speedup: dense over clustered FLOPs.
+        until: `reconstruct_after`; the blocks that follow count at full resolution.
+        share: see `USUAL_SHARE`; of the settings that reach the ratio the one nearest to it is taken.
+    """
+    start, end = _clustered_span(encoder, until)
+    found = []
     for after in range(start, end):
-        for grid in encoder.grids(after):
-            ratio = dense / encoder.clustered(after, grid, end)
-            if ratio > best[0]:
-                best = ratio, (after, grid)
-            if ratio >= speedup:
-                tokens = encoder.blocks[after].grid
-                share = (grid[0] * grid[1] / (tokens[0] * tokens[1])) ** 0.5
-                # Of the grids that are fast enough, the last one is the largest.
-                off = abs(share - _usual_share((after - start) / (end - start)))
-                found = [entry for entry in found if entry[1] != after] + [(off, after, grid)]
-    if not found:
-        at_best = "none" if best[1] is None else f"cluster_after={best[1][0]}, cluster_grid={best[1][1]}"
-        raise ValueError(
-            f"speedup={speedup} cannot be reached at image size {image_size}: the best that the FLOPs of the encoder "
-            f"allow is {int(best[0] * 100) / 100} ({at_best}); for example "
-            f"speedup={max(1.01, round(best[0] ** 0.5, 2))}."
-        )
-    _, after, grid = min(found)
-    return TokenClusteringConfig(cluster_after=after, cluster_grid=grid, **settings)
+        tokens = encoder.blocks[after].grid
+        fast = [g for g in encoder.grids(after) if encoder.flops >= speedup * encoder.clustered(after, g, end)]
+        if fast:
+            kept = (fast[-1][0] * fast[-1][1] / (tokens[0] * tokens[1])) ** 0.5
+            usual = share[0] + share[1] * (after - start) / (end - start)
+            found.append((abs(kept - usual), after, fast[-1]))
+    return min(found)[1:] if found else None
+
+
+def _clustered_span(encoder: Encoder, until: Any) -> tuple[int, int]:
+    start, end = encoder.longest()
+    return start, min(end, until) if isinstance(until, int) and until > start else end
+
+
+def unreachable(encoder: Encoder, image_size: int | Grid, speedup: float, until: int | None) -> ValueError:
+    """The error for a ratio that no schedule reaches: it says the best that one does."""
+    start, end = _clustered_span(encoder, until)
+    ratios = [
+        (encoder.flops / encoder.clustered(after, grid, end), after, grid)
+        for after in range(start, end)
+        for grid in encoder.grids(after)
+    ]
+    best, after, grid = max(ratios, key=lambda entry: entry[0], default=(1.0, None, None))
+    at_best = "none" if best <= 1 else f"cluster_after={after}, cluster_grid={grid}"
+    best = max(best, 1.0)
+    return ValueError(
+        f"speedup={speedup} cannot be reached at image size {image_size}: the best that the FLOPs of the encoder "
+        f"allow is {int(best * 100) / 100} ({at_best}); for example speedup={max(1.01, round(best**0.5, 2))}."
+    )

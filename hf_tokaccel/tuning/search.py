@@ -10,24 +10,26 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from .._tiling import SHARPNESS
 from ..auto import accelerate, accelerate_config
 from ..bench.measure import gflops_of_shape
+from ..configs import family_of
 from ..configuration import TokenClusteringConfig
 from ..evaluation.models import stored_accel
 from ..evaluation.rivals import group_name, setting_name
 from ..evaluation.speed import count_gflops, time_interleaved
+from ..presets import recipe_for, recommend
 from .agreement import Agreement, Reading, read_output
-from .encoder import Encoder, Grid, describe_encoder
+from .encoder import Encoder, Grid, describe_encoder, find_head
 from .images import other_inputs
 from .redundancy import measure_redundancy, predicted_loss
 from .result import Trial
 
-# What did best on the reference models; where the search begins.
-BASE = {"expansion": "delta", "similarity_on": "normalized"}
 KEPT = 6  # schedules of a budget that are run; the others lose more tokens' variance
 KNOBS: dict[str, tuple] = {
     "similarity_on": ("tokens", "normalized"),
     "expansion": ("delta", "soft", "nearest"),
+    "decoder": (True,),
     "neighbors": (4, 10, 20, -1),
     "temperature": (0.3, 3.0, 10.0),
 }
@@ -53,6 +55,8 @@ class Search:
         self.batches = [{"pixel_values": part, **other_inputs(model, part)} for part in parts]
         config = accelerate_config(model.config, None)
         self.decodes = getattr(config, "accel_decodes_clusters", False)
+        self.similarities = family_of(find_head(config).accel_host()).accel_similarities
+        self.recipe = recipe_for(model.config)
         self.encoder: Encoder = describe_encoder(config, self.size)
         self.span = self.encoder.longest()
         self.dense: list[Reading] = self._read(model)
@@ -74,10 +78,9 @@ class Search:
 
     def cost(self, setting: TokenClusteringConfig) -> float:
         """GFLOPs of an image relative to the dense model."""
-        whole = setting.reconstruct_after is not None or setting.expansion == "delta"
-        decodes_clusters = self.decodes and not whole and setting.decode_clusters is not False
+        chosen = setting.usually_decodes_clusters if setting.decode_clusters is None else setting.decode_clusters
         # Whatever else is set changes no product's size.
-        key = group_name(setting), setting.expansion == "nearest", decodes_clusters, setting.iterations
+        key = group_name(setting), setting.expansion, self.decodes and chosen, setting.iterations
         if key not in self._costs:
             self._costs[key] = self._count(accelerate(self.model, setting, self.size)) / self.dense_gflops
         return self._costs[key]
@@ -104,8 +107,15 @@ class Search:
     def cheapest(self) -> tuple[float, TokenClusteringConfig]:
         """The least cost that a setting can have."""
         start = self.span[0]
-        setting = TokenClusteringConfig(cluster_after=start, cluster_grid=self.encoder.grids(start)[0], **BASE)
+        grid = self.encoder.grids(start)[0]
+        setting = TokenClusteringConfig(cluster_after=start, cluster_grid=grid, **self.recipe.fields)
         return self.cost(setting), setting
+
+    def recommended(self, budget: float, fields: dict[str, Any]) -> TokenClusteringConfig | None:
+        """The recommended setting for a budget with these fields; None where it cannot meet the budget."""
+        left = self.encoder.flops - (1 - budget) * self.dense_gflops * 1e9
+        setting = None if left <= 0 else recommend(self.encoder, self.recipe, self.encoder.flops / left, fields)
+        return None if setting is None else self.fit(setting, budget)
 
     def fit(self, setting: TokenClusteringConfig, budget: float) -> TokenClusteringConfig | None:
         """The same with the largest cluster grid whose cost is within a budget; None where there is none."""
@@ -149,13 +159,15 @@ class Search:
         return [fitted for setting in settings if (fitted := self.fit(setting, budget)) is not None]
 
     def best_schedule(self, budget: float, fields: dict[str, Any]) -> Trial | None:
-        """The best of the schedules within a budget, with full resolution back early or late."""
-        trials = [self.run(setting) for setting in self.schedules(budget, fields)]
+        """The best of the recommended schedule and others within a budget, with full resolution back early or late."""
+        first = self.recommended(budget, fields)
+        trials = [self.run(setting) for setting in (first, *self.schedules(budget, fields)) if setting is not None]
         if not trials:
             return None
         best = _best(trials)
         after, end = best.setting.cluster_after, self.span[1]
-        for until in sorted({end - 1, (after + 2 * end) // 3} - set(range(after + 2)) - {end}):
+        early = sorted({end - 1, (after + 2 * end) // 3} - set(range(after + 2)) - {end})
+        for until in [until for until in (*early, None) if until != best.setting.reconstruct_after]:
             early = self.fit(replace(best.setting, reconstruct_after=until, decode_clusters=None), budget)
             if early is not None:
                 trials.append(self.run(early))
@@ -183,26 +195,32 @@ class Search:
             values = [float(f"{scale * factor:.3g}") for factor in KNOBS[knob]]
             yield from (replace(setting, inverse_temperature=value) for value in values)
             return
+        if knob == "decoder":
+            if self.decodes and setting.expansion == "delta" and not setting.decode_clusters:
+                yield replace(setting, reconstruct_after=None, decode_clusters=True)
+            return
         for value in KNOBS[knob]:
             if value == getattr(setting, knob) or (knob == "neighbors" and setting.expansion == "nearest"):
+                continue
+            if knob == "similarity_on" and value not in self.similarities:
                 continue
             if knob != "expansion":
                 yield replace(setting, **{knob: value})
                 continue
             for norm in (None, "l1") if value == "soft" else (None,):
                 yield replace(setting, expansion=value, normalization=norm, decode_clusters=None)
-            if self.decodes and value != "delta" and setting.reconstruct_after is None:
+            if self.decodes and setting.reconstruct_after is None and value != "delta":
                 yield replace(setting, expansion=value, normalization="l1", decode_clusters=False)
 
     def _auto_scale(self, setting: TokenClusteringConfig) -> float:
-        """What `"auto"` multiplies distances by, about: one over the mean squared distance to the own cluster."""
+        """What `"auto"` multiplies distances by, about: 4 over the mean squared distance to the own cluster."""
         from ..track import observe_clusters
 
         with torch.inference_mode(), observe_clusters() as seen:
             accelerate(self.model, setting, self.size)(**self.batches[0])
         keys = seen[0].keys.float()
         centroids = seen[0].clusters.key_centroids.float()
-        return 1 / max(torch.cdist(keys, centroids).min(-1).values.square().mean().item(), 1e-30)
+        return SHARPNESS / max(torch.cdist(keys, centroids).min(-1).values.square().mean().item(), 1e-30)
 
     def speeds(self, settings: Sequence[TokenClusteringConfig], rounds: int) -> list[float]:
         """Measured speed relative to dense, all in turns."""

@@ -12,14 +12,21 @@ from ...modeling import AcceleratedModel, enter, record
 from ...registry import register_family
 from ...track import TokenTrack
 from .configuration import SegmenterConfig
-from .modeling import SegmenterForSemanticSegmentation, SegmenterModel, pair, token_grid
+from .modeling import (
+    SegmenterForSemanticSegmentation,
+    SegmenterMaskDecoder,
+    SegmenterModel,
+    pair,
+    token_grid,
+)
 
 
 class TokAccelSegmenterConfig(AcceleratedConfig, SegmenterConfig):
     """`SegmenterConfig` with `accel`.
 
     Released Segmenter sums softly with the L2 norm: class logits with `decode_clusters`, else features after the last
-    LayerNorm. Only `"delta"` rebuilds before that LayerNorm, since it adds to the tokens of an earlier block.
+    LayerNorm. Only `"delta"` rebuilds before that LayerNorm, since it adds to the tokens of an earlier block; with
+    `decode_clusters` it adds the change in the decoder's blocks, too, so that only projections see all tokens.
     """
 
     model_type = "tokaccel_segmenter"
@@ -36,13 +43,18 @@ class _AcceleratedSegmenter(AcceleratedModel):
         return TokenLayout(token_grid(arguments["pixel_values"], pair(self.config.patch_size)), self.accel_prefix)
 
 
-def _leave_last_clustered(forward: Callable) -> Callable:
-    """After the last block clusters stay clusters, to be rebuilt behind the LayerNorm; except those of `"delta"`."""
+def _leave_last_clustered(forward: Callable, decodes: bool = False) -> Callable:
+    """After the last block clusters stay clusters, to be rebuilt behind the LayerNorm; except those of `"delta"`.
+
+    Args:
+        forward: the host's, as `enter` wraps it.
+        decodes: whether a decoder follows, which may run on the clusters of `"delta"`.
+    """
 
     @functools.wraps(forward)
     def wrapped(self, *args, **kwargs):
         if self.accel is not None:
-            kwargs["accel_final"] = self.accel.expansion == "delta"
+            kwargs["accel_final"] = self.accel.expansion == "delta" and not (decodes and self.accel.decode_clusters)
         return forward(self, *args, **kwargs)
 
     return wrapped
@@ -83,15 +95,27 @@ class TokAccelSegmenterForSemanticSegmentation(_AcceleratedSegmenter, SegmenterF
     config: TokAccelSegmenterConfig
     native_class = SegmenterForSemanticSegmentation
     accel_parts = ("segmenter",)
-    forward = _leave_last_clustered(enter(SegmenterForSemanticSegmentation.forward))
+    forward = _leave_last_clustered(enter(SegmenterForSemanticSegmentation.forward), decodes=True)
 
     def classify(self, tokens: Tensor, accel_track: TokenTrack | None = None, **kwargs: Any) -> Tensor:
         if accel_track is None or not accel_track.clustered:
             return self.decode_head(tokens)
+        if self.accel.expansion == "delta":
+            return self._decode_change(tokens, accel_track)
         if self.accel.decode_clusters:
             logits = self.decode_head(tokens)
             return accel_track.rebuild(logits)
         return self.decode_head(accel_track.rebuild(tokens))
+
+    def _decode_change(self, clusters: Tensor, track: TokenTrack) -> Tensor:
+        """Logits of all tokens from a decoder whose blocks see clusters (B, M, hidden_size), after the LayerNorm."""
+        tokens = self.segmenter.layernorm(track.rebuild(track.last_clusters))
+        if not isinstance(self.decode_head, SegmenterMaskDecoder):
+            return self.decode_head(tokens)
+        before = self.decode_head.projection(clusters)
+        after, classes = self.decode_head.transform(before)
+        patches = self.decode_head.projection(tokens) + track.spread(after - before)
+        return self.decode_head.compare(patches, classes)
 
 
 register_family(

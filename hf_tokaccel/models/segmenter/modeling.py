@@ -116,14 +116,20 @@ class SegmenterMaskDecoder(nn.Module):
         self.mask_layernorm = nn.LayerNorm(config.num_labels, eps=eps)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        tokens = self.projection(tokens)
-        count = tokens.shape[1]
-        states = torch.cat((tokens, self.class_embeddings.expand(len(tokens), -1, -1)), dim=1)
+        return self.compare(*self.transform(self.projection(tokens)))
+
+    def transform(self, patches: Tensor) -> tuple[Tensor, Tensor]:
+        """Projected tokens (B, N, size) and the class embeddings (B, num_labels, size) after the blocks."""
+        count = patches.shape[1]
+        states = torch.cat((patches, self.class_embeddings.expand(len(patches), -1, -1)), dim=1)
         for layer in self.layers:
             states = layer(states)
-        states = self.layernorm(states)
-        patches = F.normalize(self.patch_projection(states[:, :count]), dim=-1)
-        classes = F.normalize(self.class_projection(states[:, count:]), dim=-1)
+        return states[:, :count], states[:, count:]
+
+    def compare(self, patches: Tensor, classes: Tensor) -> Tensor:
+        """Logits (B, N, num_labels) of what `transform` gives."""
+        patches = F.normalize(self.patch_projection(self.layernorm(patches)), dim=-1)
+        classes = F.normalize(self.class_projection(self.layernorm(classes)), dim=-1)
         return self.mask_layernorm(patches @ classes.transpose(1, 2))
 
 
