@@ -3,9 +3,11 @@
 import copy
 import importlib.util
 import json
+from io import StringIO
 
 import pytest
 import torch
+from rich.console import Console
 from transformers import (
     DepthAnythingConfig,
     DepthAnythingForDepthEstimation,
@@ -340,3 +342,18 @@ def test_experiments_fill_their_page(depth, tmp_path, monkeypatch):
     assert text.count("### tiny: a tiny model") == 1
     assert "tiny-modes" not in text
     assert "token merging" in text
+
+
+def test_no_number_is_cut_off_on_a_narrow_terminal():
+    table = WholeTable()
+    table.add_column("model", overflow="fold")
+    for index in range(8):
+        table.add_column(f"column {index}", justify="right", no_wrap=True)
+    table.add_row("a long name of a model that folds", *(f"{index}.12345678" for index in range(8)))
+    for width in (40, 300):
+        console = Console(width=width, file=StringIO())
+        console.print(table, crop=False)
+        text = console.file.getvalue()
+        assert all(f"{index}.12345678" in text and f"column {index}" in text for index in range(8))
+        assert ("a long name of a model that folds" in text) == (width == 300)
+        assert "a long name" in text
