@@ -2,6 +2,7 @@
 
 accelerate launch --cpu --num_processes 1 examples/train_depth.py --mixed-precision bf16 --output my-model
 python examples/train_depth.py --evaluate hf_tokaccel/reference/dpt-scenes
+python examples/train_depth.py --size vit-s --mixed-precision bf16 --workers 8 --output dpt-vit-s
 """
 
 import argparse
@@ -16,7 +17,7 @@ from transformers import (
     DPTImageProcessor,
 )
 
-from hf_tokaccel.reference.training import Task, parser, place, train_or_evaluate
+from hf_tokaccel.reference.training import VIT_SIZES, Task, parse_sized, parser, place, train_or_evaluate
 from hf_tokaccel.scenes import render_scenes
 
 METRICS = ("abs_rel", "rmse", "delta1", "delta2", "delta3", "delta1_objects")
@@ -30,17 +31,17 @@ def build_model(args: argparse.Namespace) -> DPTForDepthEstimation:
         num_attention_heads=args.heads,
         intermediate_size=args.mlp,
         image_size=args.image_size,
-        patch_size=8,
+        patch_size=args.patch_size,
         backbone_out_indices=[args.layers * (i + 1) // 4 - 1 for i in range(4)],
-        # Patches of 8 with the native factors (4, 2, 1, 0.5) would predict at twice the input size.
-        reassemble_factors=[2, 1, 0.5, 0.25],
-        neck_hidden_sizes=[32, 48, 64, 80],
-        fusion_hidden_size=32,
+        # The native factors, for patches of 16; those of 8 would predict at twice the input size with them.
+        reassemble_factors=[args.patch_size // 4, args.patch_size // 8, args.patch_size / 16, args.patch_size / 32],
+        neck_hidden_sizes=[args.features * n // 2 for n in (2, 3, 4, 5)],
+        fusion_hidden_size=args.features,
         initializer_range=0.05,
         depth_estimation_type="metric",  # no field of DPT's own; evaluation reads it
     )
     model = DPTForDepthEstimation(config)
-    place(model.dpt.embeddings.position_embeddings, args.image_size // 8)
+    place(model.dpt.embeddings.position_embeddings, args.image_size // args.patch_size)
     with torch.no_grad():
         # The head ends in a ReLU: start at a typical depth, so that no pixel is dead.
         model.head.head[4].bias.fill_(3.0)
@@ -86,7 +87,10 @@ def image_processor(side: int) -> DPTImageProcessor:
 
 
 def main() -> None:
-    args = parser(__doc__, "96:16:2100,128:16:400,192:8:1900", "outputs/train_depth", {}).parse_args()
+    own = {"patch-size": 8, "features": 32}
+    arguments = parser(__doc__, "96:16:2100,128:16:400,192:8:1900", "outputs/train_depth", own)
+    sizes = {name: values | {"features": values["width"] // 4} for name, values in VIT_SIZES.items()}
+    args = parse_sized(arguments, sizes)
     task = Task(
         build=build_model,
         loss=lambda output, batch: depth_loss(output.predicted_depth, batch["depth"]),

@@ -2,6 +2,7 @@
 
 accelerate launch --cpu --num_processes 1 examples/train_panoptic.py --mixed-precision bf16 --output my-model
 python examples/train_panoptic.py --evaluate hf_tokaccel/reference/mask2former-scenes
+python examples/train_panoptic.py --size swin-t --mixed-precision bf16 --workers 8 --output mask2former-swin-t
 """
 
 import argparse
@@ -21,11 +22,14 @@ from transformers.models.mask2former.modeling_mask2former import Mask2FormerLoss
 
 from hf_tokaccel.evaluation.panoptic import STEP, code, image_sums, metrics_from_sums, num_sums, segment_map
 from hf_tokaccel.reference.segmentation import LABELS, MATERIALS
-from hf_tokaccel.reference.training import Task, parser, train_or_evaluate
+from hf_tokaccel.reference.training import Task, parse_sized, parser, train_or_evaluate
 from hf_tokaccel.scenes import CLASS_NAMES, render_scenes
 from hf_tokaccel.scenes._classes import NUM_STUFF
 
-DEPTHS = (2, 2, 6, 2)
+_LARGE = {"width": 96, "window": 8, "features": 256, "decoder_width": 256, "encoder_layers": 3, "queries": 100}
+_LARGE |= {"layers": 6, "heads": 8, "mlp": 1024, "points": 4096, "image_size": 512, "lr": 5e-4, "warmup": 1000}
+_LARGE |= {"stages": "256:32:12000,512:16:6000", "muon_lr": 0.02}
+SIZES = {"swin-t": {**_LARGE, "third_stage": 6}, "swin-s": {**_LARGE, "third_stage": 18}}
 
 
 def build_config(args: argparse.Namespace) -> Mask2FormerConfig:
@@ -34,9 +38,9 @@ def build_config(args: argparse.Namespace) -> Mask2FormerConfig:
         image_size=args.image_size,
         patch_size=4,
         embed_dim=args.width,
-        depths=list(DEPTHS),
+        depths=[2, 2, args.third_stage, 2],
         num_heads=heads,
-        window_size=6,
+        window_size=args.window,
         drop_path_rate=0.0,
         out_features=["stage1", "stage2", "stage3", "stage4"],
     )
@@ -156,14 +160,14 @@ def evaluate(model: nn.Module, split: str, seed: int, count: int, size: int, pro
 
 def main() -> None:
     sizes = {"head-width": 32, "features": 64, "encoder-layers": 1, "decoder-width": 64}
-    sizes |= {"queries": 40, "points": 1024}
+    sizes |= {"queries": 40, "points": 1024, "third-stage": 6, "window": 6}
     arguments = parser(__doc__, "96:16:800,192:8:950", "outputs/train_panoptic", sizes)
     arguments.add_argument("--no-object", type=float, default=0.1, help="weight of queries that match no segment")
     arguments.add_argument(
         "--semantic", type=float, default=5.0, help="weight of the semantic masks before the decoder; 0 for none"
     )
     arguments.set_defaults(width=32, layers=3, heads=4, mlp=256, lr=2e-3, muon_lr=0.03, warmup=100)
-    args = arguments.parse_args()
+    args = parse_sized(arguments, SIZES)
     if args.queries < len(CLASS_NAMES):
         raise SystemExit(f"--queries {args.queries}: the {len(CLASS_NAMES)} classes need one each; e.g. --queries 40.")
     task = Task(

@@ -2,6 +2,7 @@
 
 accelerate launch --cpu --num_processes 1 examples/train_segmentation.py --mixed-precision bf16 --output my-model
 python examples/train_segmentation.py --evaluate hf_tokaccel/reference/segmenter-scenes
+python examples/train_segmentation.py --size vit-s --mixed-precision bf16 --workers 8 --output segmenter-vit-s
 """
 
 import argparse
@@ -16,7 +17,7 @@ from hf_tokaccel.models.segmenter import (
 )
 from hf_tokaccel.reference import reference_model_path
 from hf_tokaccel.reference.segmentation import LABELS, run_segmentation, segmentation_parser
-from hf_tokaccel.reference.training import place
+from hf_tokaccel.reference.training import VIT_SIZES, parse_sized, place
 
 # Of a DPT's encoder, in terms of Segmenter's.
 RENAMED = (
@@ -38,7 +39,7 @@ def build_model(args: argparse.Namespace) -> SegmenterForSemanticSegmentation:
         num_attention_heads=args.heads,
         intermediate_size=args.mlp,
         image_size=args.image_size,
-        patch_size=8,
+        patch_size=args.patch_size,
         initializer_range=0.05,
         layer_norm_eps=1e-12,  # the DPT's
         decoder_num_hidden_layers=2,
@@ -49,7 +50,7 @@ def build_model(args: argparse.Namespace) -> SegmenterForSemanticSegmentation:
     )
     model = SegmenterForSemanticSegmentation(config)
     if args.init == "none":
-        place(model.segmenter.embeddings.position_embeddings, args.image_size // 8)
+        place(model.segmenter.embeddings.position_embeddings, args.image_size // args.patch_size)
     elif not args.resume:
         load_encoder(model, reference_model_path("depth") if args.init == "depth" else Path(args.init))
     return model
@@ -77,14 +78,16 @@ def load_encoder(model: SegmenterForSemanticSegmentation, folder: Path) -> None:
 
 def main() -> None:
     arguments = segmentation_parser(
-        __doc__, "96:16:600,192:8:1200", "outputs/train_segmentation", {"decoder-mlp": 256}
+        __doc__, "96:16:600,192:8:1200", "outputs/train_segmentation", {"decoder-mlp": 256, "patch-size": 8}
     )
     arguments.add_argument(
         "--init", default="depth", help="encoder to start from: depth (the reference model), a DPT's folder, or none"
     )
     arguments.set_defaults(lr=1.5e-3, muon_lr=0.03, warmup=100)
+    own = {"init": "none", "muon_lr": 0.02}
+    sizes = {name: values | own | {"decoder_mlp": values["mlp"]} for name, values in VIT_SIZES.items()}
     run_segmentation(
-        arguments.parse_args(),
+        parse_sized(arguments, sizes),
         build=build_model,
         processor=lambda side: segmenter_image_processor(SegmenterConfig(image_size=side)),
         bias=lambda model: model.decode_head.mask_layernorm.bias,

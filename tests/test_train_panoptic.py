@@ -130,6 +130,7 @@ def test_loss_prefers_the_truth_and_depends_on_the_batch_alone(script):
     scenes = render_scenes(range(2), (32, 32), "train", 0, materials="typical")
     batch = {"labels": scenes.labels, "instances": scenes.instances}
     args = argparse.Namespace(image_size=64, width=8, head_width=8, features=32, decoder_width=16, layers=2, heads=2)
+    args.__dict__.update(third_stage=6, window=6)
     args.__dict__.update(encoder_layers=1, mlp=16, queries=40, points=256, no_object=0.1, semantic=5.0, seed=0)
     loss = script.build_loss(args)
     good, bad = (loss(outputs_of(script, batch, shift), batch) for shift in (0, 1))

@@ -55,7 +55,15 @@ def test_resumed_training_equals_uninterrupted_training(tmp_path):
 
 
 def reference_sizes(**changes) -> argparse.Namespace:
-    sizes = {"width": 128, "layers": 12, "heads": 4, "mlp": 512, "image_size": 192, "decoder_mlp": 256}
+    sizes = {
+        "width": 128,
+        "layers": 12,
+        "heads": 4,
+        "mlp": 512,
+        "image_size": 192,
+        "decoder_mlp": 256,
+        "patch_size": 8,
+    }
     return argparse.Namespace(**{**sizes, "init": "depth", "resume": False, **changes})
 
 

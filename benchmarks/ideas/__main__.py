@@ -1,4 +1,4 @@
-"""Changes of the method that were tried: how far outputs are from the dense model's, against the package at equal GFLOPs.
+"""Changes of the method that were tried: distance to the dense model, against the package at equal GFLOPs.
 
 python -m benchmarks.ideas                writes benchmarks/results/ideas-*.json and the table of docs/method_search.md
 python -m benchmarks.ideas tables         the table anew
@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-from dataclasses import replace
 from statistics import median
 from unittest import mock
 
@@ -30,7 +29,7 @@ from benchmarks.tune import load, training_images
 from hf_tokaccel.bench.measure import gflops_of_shape
 from hf_tokaccel.tuning.agreement import Agreement, Reading, read_output
 
-from .track import Idea, run_idea
+from .track import Idea, Merging, run_idea, run_merging
 
 TASKS = ("depth", "segmentation")
 PATHS = ["hf_tokaccel", "benchmarks/ideas"]
@@ -62,7 +61,8 @@ _LAST = [[((None, a), (g, DEPTH - a - n), (None, n)) for a, g in ((2, 14), (3, 1
 _MIDDLE = [((None, 2), (g, 4), (None, 1), (g, 5)) for g in (10, 12, 14)]
 _THIRD = [((None, 2), (g, 2), (None, 1), (g, 2), (None, 1), (g, 4)) for g in (8, 10, 12)]
 _SIZES = ((14, 8), (16, 10), (12, 8), (14, 10))  # fine, coarse
-IDEAS: dict[str, list[Idea]] = {
+_MERGED = (10, 16, 22, 28, 34)
+IDEAS: dict[str, list[Idea] | list[Merging]] = {
     "the last block at full resolution": _scheduled(*_LAST[0]),
     "the last two blocks at full resolution": _scheduled(*_LAST[1]),
     "one block in the middle at full resolution": _scheduled(*_MIDDLE),
@@ -92,6 +92,8 @@ IDEAS: dict[str, list[Idea]] = {
     "2 iterations": _everywhere(iterations=2),
     "10 iterations": _everywhere(iterations=10),
     "grid pooling": _everywhere(iterations=0),
+    "token merging, copied back": [Merging(count) for count in _MERGED],
+    "token merging, detail added": [Merging(count, detail=True) for count in _MERGED],
 }
 
 
@@ -114,12 +116,15 @@ def measure(task: str, images: int) -> dict:
     for name, members in track(ideas.items(), description=task, console=Console(stderr=True)):
         found[name] = []
         for idea in members:
-            model = run_idea(loaded.dense, idea)
-            # Whatever else is varied changes no product's size worth a count.
-            key = idea.grids, idea.iterations, idea.same_plan
+            if isinstance(idea, Merging):
+                model, key, sharpness = run_merging(loaded.dense, idea), idea, tiling.SHARPNESS
+            else:
+                # Whatever else is varied changes no product's size worth a count.
+                key, sharpness = (idea.grids, idea.iterations, idea.same_plan), idea.sharpness
+                model = run_idea(loaded.dense, idea)
             if key not in costs:
                 costs[key] = gflops_of_shape(model, size) / total
-            with mock.patch.object(tiling, "SHARPNESS", idea.sharpness):
+            with mock.patch.object(tiling, "SHARPNESS", sharpness):
                 lost = difference(model, batches, dense)
             found[name].append({"gflops_ratio": costs[key], "difference": lost})
     return found

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -62,12 +62,14 @@ class Plot:
         quality: Label of the vertical axis.
         higher_is_better: Of the quality.
         points: The dense row first.
+        colours: Of methods, in place of what their names ask for.
     """
 
     title: str
     quality: str
     higher_is_better: bool
     points: Sequence[Point]
+    colours: Mapping[str, str] = field(default_factory=dict)
 
 
 def method_of(name: str) -> str:
@@ -185,7 +187,7 @@ def draw_pareto(plot: Plot, path: str | Path) -> Path:
             label="none is better in both" if len(best) > 1 else None,
         )
         for method, members in _by_method(plot.points).items():
-            _draw_method(axis, method, members, cost)
+            _draw_method(axis, method, members, cost, plot.colours.get(method))
         if (window := _window(plot.points)) is not None:
             axis.set_ylim(window)
             _mark_outside(axis, plot.points, cost, window)
@@ -241,7 +243,7 @@ def _by_method(points: Sequence[Point]) -> dict[str, list[Point]]:
     return methods
 
 
-def _draw_method(axis, method: str, points: Sequence[Point], cost: str) -> None:
+def _draw_method(axis, method: str, points: Sequence[Point], cost: str, colour: str | None = None) -> None:
     """One curve, with thin bars where intervals are known."""
     kind = points[0].kind
     points = sorted(points, key=lambda p: getattr(p, cost))
@@ -251,7 +253,7 @@ def _draw_method(axis, method: str, points: Sequence[Point], cost: str) -> None:
         axis.plot(x, y, "*", color="black", markersize=13, linestyle="none", label="dense", zorder=4)
         return
     expansion = next((name for name in _COLOURS if re.search(rf"\b{name}\b", method)), None)
-    colour = _RIVALS.get(kind) or _COLOURS.get(expansion, "#555555")
+    colour = colour or _RIVALS.get(kind) or _COLOURS.get(expansion, "#555555")
     shape, line = _SHAPES.get(kind, _OTHER)
     if "=" in method:  # A variation of the method beside it.
         shape, line = "P", "-."

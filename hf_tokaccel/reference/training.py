@@ -25,6 +25,13 @@ from transformers import AutoImageProcessor
 
 from hf_tokaccel.scenes import SceneDataset
 
+# Encoders of the usual sizes, for `--size`; each script adds what its decoder needs. Such models need a GPU.
+_LARGE = {"layers": 12, "patch_size": 16, "image_size": 512, "stages": "256:32:12000,512:16:6000", "warmup": 1000}
+VIT_SIZES = {
+    "vit-s": {"width": 384, "heads": 6, "mlp": 1536, "lr": 5e-4, **_LARGE},
+    "vit-b": {"width": 768, "heads": 12, "mlp": 3072, "lr": 3e-4, **_LARGE},
+}
+
 
 @dataclass
 class Task:
@@ -69,6 +76,17 @@ def parser(description: str, stages: str, work: str, sizes: dict[str, int]) -> a
         result.add_argument(f"--{name}", type=int, default=value)
     result.add_argument("--evaluate", metavar="DIR", help="print the metrics of a trained model on the test split")
     return result
+
+
+def parse_sized(
+    arguments: argparse.ArgumentParser, sizes: dict[str, dict[str, Any]], argv: list[str] | None = None
+) -> argparse.Namespace:
+    """Parse with one more option, `--size`: its values are the defaults of other options, which win where given."""
+    said = "width, layers and whatever else goes with them, for a GPU; other options change single values of it"
+    arguments.add_argument("--size", choices=tuple(sizes), help=said)
+    chosen, _ = arguments.parse_known_args(argv)
+    arguments.set_defaults(**sizes.get(chosen.size, {}))
+    return arguments.parse_args(argv)
 
 
 @torch.no_grad()

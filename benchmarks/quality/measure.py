@@ -1,0 +1,272 @@
+"""The experiment on one model: a sweep on validation scenes, its fronts on test scenes, and the clock."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from rich.console import Console
+from torch import Tensor, nn
+
+from benchmarks.common import stamp
+from hf_tokaccel.evaluation import panoptic, segmentation
+from hf_tokaccel.evaluation.compare import first_batch
+from hf_tokaccel.evaluation.loop import evaluate_variants
+from hf_tokaccel.evaluation.rivals import Entry
+from hf_tokaccel.evaluation.script import Loaded
+from hf_tokaccel.evaluation.scripts import build_parser, find_script
+from hf_tokaccel.evaluation.speed import count_gflops, time_interleaved
+from hf_tokaccel.evaluation.task import Task
+
+from .claim import SPEEDS, claims, front, losses_of, make_curve, spread
+from .methods import CHANGES, METHODS, Subject, entries_of, schedules_of
+
+PATHS = ["hf_tokaccel", "benchmarks/quality"]
+RESAMPLES = 1000
+# Rows of the test: each is timed and runs on all test scenes.
+MOST = {"released": 7, "ours": 7, "released, full decoder": 3, "nearest logits": 5}
+MOST_OF_OTHERS = 4
+# Nothing is claimed beyond 2.5 times; of small models time may fall less than FLOPs.
+MOST_GFLOPS_RATIO = 3.6
+
+
+@dataclass(frozen=True)
+class Metric:
+    """What decides for a task.
+
+    Attributes:
+        key: in tables of evaluations.
+        name: for people.
+        more_is_better: of it.
+    """
+
+    key: str
+    name: str
+    more_is_better: bool
+
+
+TASKS = {
+    "depth": Metric("abs_rel", "AbsRel", False),
+    "segmentation": Metric("miou", "mIoU", True),
+    "panoptic": Metric("pq", "PQ", True),
+}
+_ARCHITECTURES = {
+    "DepthEstimation": "depth",
+    "SemanticSegmentation": "segmentation",
+    "UniversalSegmentation": "panoptic",
+}
+
+
+def task_of(folder: str | Path) -> str:
+    """The task of a model's folder.
+
+    Raises:
+        ValueError: no folder of a model, or of one for another task.
+    """
+    path = Path(folder) / "config.json"
+    if not path.is_file():
+        raise ValueError(
+            f"model {str(folder)!r} is not valid: it must be a folder with a config.json, as save_pretrained writes."
+        )
+    names = json.loads(path.read_text()).get("architectures") or ["none"]
+    for ending, task in _ARCHITECTURES.items():
+        if names[0].endswith(ending):
+            return task
+    raise ValueError(
+        f"model {str(folder)!r} of class {names[0]} is not valid: it must end in one of {', '.join(_ARCHITECTURES)}, "
+        "for example DPTForDepthEstimation."
+    )
+
+
+def metric_of(task: str, task_object: Task) -> Callable[[Tensor], Tensor]:
+    """From additive sums (..., S) to the metric (...)."""
+    if task == "depth":  # AbsRel is the first sum; the last counts images.
+        return lambda sums: sums[..., 0] / sums[..., -1]
+    if task == "segmentation":
+        return lambda sums: segmentation.metrics_from_counts(sums)["miou"]
+    return lambda sums: panoptic.metrics_from_sums(sums, task_object.protocol.things)["pq"]
+
+
+def load(task: str, split: str, limit: int, args: argparse.Namespace, device: torch.device) -> Loaded:
+    """Model and scenes as `hf_tokaccel evaluate` loads them."""
+    options = ["--split", split, "--limit", str(limit), "--seed", str(args.seed), "--dtype", args.dtype]
+    options += [] if args.model is None else ["--model", str(args.model)]
+    return find_script(task).load(build_parser(task, "quality").parse_args(options), device)
+
+
+def backbone_of(model: nn.Module) -> nn.Module | None:
+    """Of a model with a heavy decoder, what runs before it; the papers time that alone. None elsewhere."""
+    module = getattr(getattr(model, "model", None), "pixel_level_module", None)
+    return None if module is None else module.encoder
+
+
+class Experiment:
+    """One model: its scenes, and what is measured on them."""
+
+    def __init__(self, task: str, args: argparse.Namespace, console: Console) -> None:
+        self.task, self.args, self.console = task, args, console
+        self.accelerator = Accelerator(cpu=args.cpu)
+        self.device = self.accelerator.device
+        self.validation = load(task, "validation", args.validation, args, self.device)
+        self.test = load(task, "test", args.limit, args, self.device)
+        self.dense, self.evaluated = self.validation.dense, self.validation.task
+        self.metric = metric_of(task, self.evaluated)
+        self.images = first_batch(self.test.dataset.samples, self.evaluated, args.batch_size).to(self.device)
+        self.size = tuple(self.images.shape[-2:])
+
+    def sums(self, entries: Sequence[Entry], samples: Any) -> Tensor:
+        variants = [entry.variant for entry in entries]
+        options = {"batch_size": self.args.batch_size, "num_workers": self.args.num_workers}
+        return evaluate_variants(variants, samples, self.evaluated, self.accelerator, **options).sums
+
+    def gflops(self, entry: Entry) -> float:
+        return count_gflops(partial(self.evaluated.run, entry.variant), self.images[:1])
+
+    def sweep(self) -> tuple[list[Entry], list[dict], list[str]]:
+        """Every row on the validation scenes: what it is, its GFLOPs, quality and loss."""
+        schedules = schedules_of(self.dense, self.size, few=self.args.quick)
+        entries, notes = entries_of(Subject(self.task, self.dense, self.size, schedules))
+        start = time.perf_counter()
+        values, losses = losses_of(
+            self.sums(entries, self.validation.dataset.samples), self.metric, self.more_is_better, resamples=0
+        )
+        rows = [
+            {
+                "kind": entry.kind,
+                "name": entry.variant.name,
+                "accel": entry.accel,
+                "input_size": list(entry.variant.size(*self.size)),
+                "gflops": self.gflops(entry),
+                "quality": value,
+                "loss": loss,
+            }
+            for entry, value, loss in zip(entries, values[:, 0].tolist(), losses[:, 0].tolist(), strict=True)
+        ]
+        for row in rows:
+            row["gflops_ratio"] = rows[0]["gflops"] / row["gflops"]
+        self.console.print(f"{self.task}: {len(rows)} settings, {time.perf_counter() - start:.0f} s")
+        return entries, rows, notes
+
+    @property
+    def more_is_better(self) -> bool:
+        return TASKS[self.task].more_is_better
+
+    def times(self, entries: Sequence[Entry]) -> dict[str, list[dict]]:
+        """Seconds of a batch of every row, in one interleaved run; with a heavy decoder of the backbone alone, too."""
+        parts = {"speed": [self.evaluated.timed(entry.variant, self.images) for entry in entries]}
+        if backbone_of(self.dense) is not None:
+            inputs = [(backbone_of(entry.variant.model), entry.variant.inputs(self.images)) for entry in entries]
+            parts["backbone speed"] = [partial(module, images) for module, images in inputs]
+        with torch.inference_mode():
+            timings = time_interleaved(
+                [call for calls in parts.values() for call in calls], device=self.device, rounds=self.args.rounds
+            )
+        stated = [{"median": t.median, "p10": t.p10, "p90": t.p90} for t in timings]
+        return {name: stated[i * len(entries) : (i + 1) * len(entries)] for i, name in enumerate(parts)}
+
+    def backbone_gflops(self, entry: Entry) -> float:
+        return count_gflops(backbone_of(entry.variant.model), entry.variant.inputs(self.images[:1]))
+
+
+def choose(rows: Sequence[dict]) -> list[int]:
+    """Rows of the sweep that go on to the test: dense, and members of each method's front by GFLOPs."""
+    cheapness, losses = [row["gflops_ratio"] for row in rows], [row["loss"] for row in rows]
+    chosen = [0]
+    for method, kinds in METHODS.items():
+        own = [i for i, ratio in enumerate(cheapness) if 1 < ratio <= MOST_GFLOPS_RATIO and rows[i]["kind"] in kinds]
+        if own:
+            members = [own[i] for i in front([cheapness[i] for i in own], [losses[i] for i in own])]
+            chosen += spread(members, cheapness, MOST.get(method, MOST_OF_OTHERS))
+    return chosen
+
+
+def run(task: str, args: argparse.Namespace, console: Console) -> dict:
+    """Everything about one model, ready for JSON."""
+    start = time.perf_counter()
+    experiment = Experiment(task, args, console)
+    entries, swept, notes = experiment.sweep()
+    chosen = choose(swept)
+    tested = [entries[i] for i in chosen]
+    sums = experiment.sums(tested, experiment.test.dataset.samples)
+    values, losses = losses_of(sums, experiment.metric, experiment.more_is_better, RESAMPLES, args.seed)
+    rows = [dict(swept[i]) for i in chosen]
+    for row, value, loss in zip(rows, values, losses, strict=True):
+        row["validation"] = {"quality": row.pop("quality"), "loss": row.pop("loss")}
+        for name, drawn in (("quality", value), ("loss", loss)):
+            row[name] = {"value": drawn[0].item(), "interval": list(segmentation.interval(drawn[1:]))}
+    _add_costs(experiment, tested, rows)
+    metric = TASKS[task]
+    return {
+        "environment": stamp(PATHS, experiment.device),
+        "task": task,
+        "model": experiment.validation.name if args.model is None else Path(args.model).name,
+        "metric": {"key": metric.key, "name": metric.name, "more is better": metric.more_is_better},
+        "input_size": list(experiment.size),
+        "scenes": {
+            "validation": f"{args.validation} of {experiment.validation.dataset.name}",
+            "test": f"{args.limit} of {experiment.test.dataset.name}",
+        },
+        "options": {
+            "batch_size": args.batch_size,
+            "rounds": args.rounds,
+            "seed": args.seed,
+            "dtype": args.dtype,
+            "resamples": RESAMPLES,
+            "quick": args.quick,
+        },
+        "notes": notes,
+        "sweep": swept,
+        "rows": rows,
+        "claims": {axis: claims(curves_of(rows, losses, axis)) for axis in rows[0]["cheapness"]},
+        "changes": changes(swept),
+        "wall_seconds": time.perf_counter() - start,
+    }
+
+
+def _add_costs(experiment: Experiment, tested: Sequence[Entry], rows: list[dict]) -> None:
+    """Times, and by each measure of cost how many times as cheap as dense a row is."""
+    times = experiment.times(tested)
+    for number, (row, entry) in enumerate(zip(rows, tested, strict=True)):
+        row["seconds"] = {name: stated[number] for name, stated in times.items()}
+        row["cheapness"] = {name: stated[0]["median"] / stated[number]["median"] for name, stated in times.items()}
+        row["cheapness"]["GFLOPs"] = row["gflops_ratio"]
+        if "backbone speed" in times:
+            row["backbone_gflops"] = experiment.backbone_gflops(entry)
+            row["cheapness"]["backbone GFLOPs"] = rows[0]["backbone_gflops"] / row["backbone_gflops"]
+
+
+def curves_of(rows: Sequence[dict], losses: Tensor, axis: str) -> dict:
+    """The front of every method that has rows."""
+    curves = {}
+    for method, kinds in METHODS.items():
+        own = [i for i, row in enumerate(rows) if row["kind"] in kinds]
+        if own:
+            cheapness = [rows[i]["cheapness"][axis] for i in own]
+            curves[method] = make_curve(cheapness, [rows[i]["validation"]["loss"] for i in own], losses[own])
+    return curves
+
+
+def changes(swept: Sequence[dict]) -> list[dict]:
+    """Loss on the validation scenes by method with none, one and all of our changes, at equal GFLOPs.
+
+    All but the last have the same schedules to choose from.
+    """
+    curves = {}
+    for name, kinds in CHANGES.items():
+        own = [row for row in swept if row["kind"] in kinds]
+        losses = [row["loss"] for row in own]
+        if own:
+            curves[name] = make_curve([row["gflops_ratio"] for row in own], losses, torch.tensor(losses)[:, None])
+    lines = []
+    for ratio in SPEEDS:
+        at = {name: curve.at(ratio) for name, curve in curves.items()}
+        lines.append({"speed": ratio, "loss": {n: None if v is None else v[0].item() for n, v in at.items()}})
+    return lines
