@@ -30,6 +30,7 @@ from hf_tokaccel.bench.rivals import nearest, rivals_of
 from hf_tokaccel.bench.subject import load_subject, parse_device, parse_size
 from hf_tokaccel.cli import app
 from hf_tokaccel.evaluation import count_gflops
+from hf_tokaccel.evaluation.report import WholeTable
 from hf_tokaccel.quantization import is_quantized, quantize_int8
 from tests.family import TINY_DINOV2
 
