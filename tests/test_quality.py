@@ -123,7 +123,7 @@ def test_spread_keeps_both_ends():
 
 
 def swept(kind: str, ratio: float, loss: float) -> dict:
-    return {"kind": kind, "gflops_ratio": ratio, "loss": loss}
+    return {"kind": kind, "gflops_ratio": ratio, "difference": loss}
 
 
 def test_the_fronts_of_all_methods_go_to_the_test():
@@ -135,7 +135,7 @@ def test_the_fronts_of_all_methods_go_to_the_test():
 
 
 def test_both_of_our_kinds_are_one_curve():
-    rows = [{"kind": kind, "cheapness": {"speed": speed}, "validation": {"loss": loss}} for kind, speed, loss in
+    rows = [{"kind": kind, "cheapness": {"speed": speed}, "validation": {"difference": loss}} for kind, speed, loss in
             (("dense", 1.0, 0.0), ("early", 1.5, 0.2), ("delta, normalized", 2.0, 0.4))]  # fmt: skip
     made = curves_of(rows, column(0.0, 0.3, 0.5), "speed")
     assert list(made) == ["ours"]

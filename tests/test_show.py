@@ -74,7 +74,7 @@ def test_layers_and_settings_are_combined_and_several_models_get_files_of_their_
         (["scene", "--out", "picture.jpg"], "must end in .png"),
         (["scene", "--accel", "none"], "no clusters to show"),
         (["scene", "--accel", "cluster_after=40,cluster_grid=4"], "40"),
-        (["scene", "--accel", "recommended:99"], "speedup=99.0 cannot be reached"),
+        (["scene", "--accel", "recommended:9999"], "speedup=9999.0 cannot be reached"),
     ],
 )
 def test_mistakes_of_the_user_are_one_line(arguments, said):

@@ -2,8 +2,8 @@
 
 Every method has a front of measured points: how many times as cheap as the dense model each is (by time or by FLOPs),
 and its loss against the dense model. The dense model itself, once as cheap and without loss, is a point of every
-front. Which points belong to it is decided by the validation scenes, so that no method gains by having more settings
-to pick from; the losses are those of the test scenes.
+front. Which points belong to it is decided by how far outputs are from the dense model's on the validation scenes, so
+that no method gains by having more settings to pick from; the losses are those of the test scenes.
 
 Between two neighbouring points of a front the loss is interpolated linearly in the ratio of times. Beyond its cheapest
 point a method reaches nothing. Below its dearest point the loss is that point's: it is faster than was asked for.
@@ -82,7 +82,7 @@ def make_curve(cheapness: Sequence[float], chosen_by: Sequence[float], losses: T
 
     Args:
         cheapness: of its points.
-        chosen_by: their losses on the validation scenes.
+        chosen_by: their differences to the dense output on the validation scenes.
         losses: (points, 1 + draws) on the test scenes.
 
     Raises:

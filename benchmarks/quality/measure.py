@@ -14,19 +14,21 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from rich.console import Console
+from rich.progress import track
 from torch import Tensor, nn
 
 from benchmarks.common import stamp
 from hf_tokaccel.evaluation import panoptic, segmentation
 from hf_tokaccel.evaluation.compare import first_batch
-from hf_tokaccel.evaluation.loop import evaluate_variants
+from hf_tokaccel.evaluation.loop import EncodedDataset, evaluate_variants, same_size
 from hf_tokaccel.evaluation.rivals import Entry
 from hf_tokaccel.evaluation.script import Loaded
 from hf_tokaccel.evaluation.scripts import build_parser, find_script
 from hf_tokaccel.evaluation.speed import count_gflops, time_interleaved
-from hf_tokaccel.evaluation.task import Task
+from hf_tokaccel.evaluation.task import Task, Variant
+from hf_tokaccel.tuning.agreement import Agreement, read_output
 
-from .claim import SPEEDS, claims, front, losses_of, make_curve, spread
+from .claim import POINTS, SPEEDS, claims, front, losses_of, make_curve, spread
 from .methods import CHANGES, METHODS, Subject, entries_of, schedules_of
 
 PATHS = ["hf_tokaccel", "benchmarks/quality"]
@@ -127,17 +129,31 @@ class Experiment:
         options = {"batch_size": self.args.batch_size, "num_workers": self.args.num_workers}
         return evaluate_variants(variants, samples, self.evaluated, self.accelerator, **options).sums
 
+    @torch.inference_mode()
+    def differences(self, variants: Sequence[Variant], samples: Any) -> list[float]:
+        """Hundredths by which outputs differ from those of the first variant, as `tune` sees it; labels are not read.
+
+        Choosing by this is less noisy than by the metric, and can be done without labels.
+        """
+        encoded, step = EncodedDataset(samples, self.evaluated), self.args.batch_size
+        totals = [Agreement() for _ in variants]
+        for first in track(range(0, len(encoded), step), description="differences", console=Console(stderr=True)):
+            for items in same_size(encoded.__getitems__(list(range(first, min(first + step, len(encoded)))))):
+                images = torch.stack([item["pixel_values"] for item in items]).to(self.device)
+                dense = read_output(variants[0](images))
+                for total, variant in zip(totals, variants, strict=True):
+                    total.add(read_output(variant(images)), dense)
+        return [POINTS * (1 - total.value) for total in totals]
+
     def gflops(self, entry: Entry) -> float:
         return count_gflops(partial(self.evaluated.run, entry.variant), self.images[:1])
 
     def sweep(self) -> tuple[list[Entry], list[dict], list[str]]:
-        """Every row on the validation scenes: what it is, its GFLOPs, quality and loss."""
+        """Every row on the validation scenes: what it is, its GFLOPs, and how far its output is from the dense one."""
         schedules = schedules_of(self.dense, self.size, few=self.args.quick)
         entries, notes = entries_of(Subject(self.task, self.dense, self.size, schedules))
         start = time.perf_counter()
-        values, losses = losses_of(
-            self.sums(entries, self.validation.dataset.samples), self.metric, self.more_is_better, resamples=0
-        )
+        differences = self.differences([entry.variant for entry in entries], self.validation.dataset.samples)
         rows = [
             {
                 "kind": entry.kind,
@@ -145,10 +161,9 @@ class Experiment:
                 "accel": entry.accel,
                 "input_size": list(entry.variant.size(*self.size)),
                 "gflops": self.gflops(entry),
-                "quality": value,
-                "loss": loss,
+                "difference": difference,
             }
-            for entry, value, loss in zip(entries, values[:, 0].tolist(), losses[:, 0].tolist(), strict=True)
+            for entry, difference in zip(entries, differences, strict=True)
         ]
         for row in rows:
             row["gflops_ratio"] = rows[0]["gflops"] / row["gflops"]
@@ -178,12 +193,12 @@ class Experiment:
 
 def choose(rows: Sequence[dict]) -> list[int]:
     """Rows of the sweep that go on to the test: dense, and members of each method's front by GFLOPs."""
-    cheapness, losses = [row["gflops_ratio"] for row in rows], [row["loss"] for row in rows]
+    cheapness, lost = [row["gflops_ratio"] for row in rows], [row["difference"] for row in rows]
     chosen = [0]
     for method, kinds in METHODS.items():
         own = [i for i, ratio in enumerate(cheapness) if 1 < ratio <= MOST_GFLOPS_RATIO and rows[i]["kind"] in kinds]
         if own:
-            members = [own[i] for i in front([cheapness[i] for i in own], [losses[i] for i in own])]
+            members = [own[i] for i in front([cheapness[i] for i in own], [lost[i] for i in own])]
             chosen += spread(members, cheapness, MOST.get(method, MOST_OF_OTHERS))
     return chosen
 
@@ -199,10 +214,15 @@ def run(task: str, args: argparse.Namespace, console: Console) -> dict:
     values, losses = losses_of(sums, experiment.metric, experiment.more_is_better, RESAMPLES, args.seed)
     rows = [dict(swept[i]) for i in chosen]
     for row, value, loss in zip(rows, values, losses, strict=True):
-        row["validation"] = {"quality": row.pop("quality"), "loss": row.pop("loss")}
+        row["validation"] = {"difference": row.pop("difference")}
         for name, drawn in (("quality", value), ("loss", loss)):
             row[name] = {"value": drawn[0].item(), "interval": list(segmentation.interval(drawn[1:]))}
+    differences = experiment.differences([entry.variant for entry in tested], experiment.test.dataset.samples)
+    for row, difference in zip(rows, differences, strict=True):
+        row["difference"] = difference
     _add_costs(experiment, tested, rows)
+    judged = {axis: claims(curves_of(rows, losses, axis)) for axis in rows[0]["cheapness"]}
+    judged["difference"] = claims(curves_of(rows, torch.tensor(differences)[:, None], "speed"))
     metric = TASKS[task]
     return {
         "environment": stamp(PATHS, experiment.device),
@@ -225,7 +245,7 @@ def run(task: str, args: argparse.Namespace, console: Console) -> dict:
         "notes": notes,
         "sweep": swept,
         "rows": rows,
-        "claims": {axis: claims(curves_of(rows, losses, axis)) for axis in rows[0]["cheapness"]},
+        "claims": judged,
         "changes": changes(swept),
         "wall_seconds": time.perf_counter() - start,
     }
@@ -250,19 +270,19 @@ def curves_of(rows: Sequence[dict], losses: Tensor, axis: str) -> dict:
         own = [i for i, row in enumerate(rows) if row["kind"] in kinds]
         if own:
             cheapness = [rows[i]["cheapness"][axis] for i in own]
-            curves[method] = make_curve(cheapness, [rows[i]["validation"]["loss"] for i in own], losses[own])
+            curves[method] = make_curve(cheapness, [rows[i]["validation"]["difference"] for i in own], losses[own])
     return curves
 
 
 def changes(swept: Sequence[dict]) -> list[dict]:
-    """Loss on the validation scenes by method with none, one and all of our changes, at equal GFLOPs.
+    """Difference on the validation scenes with none, one and all of our changes, at equal GFLOPs.
 
     All but the last have the same schedules to choose from.
     """
     curves = {}
     for name, kinds in CHANGES.items():
         own = [row for row in swept if row["kind"] in kinds]
-        losses = [row["loss"] for row in own]
+        losses = [row["difference"] for row in own]
         if own:
             curves[name] = make_curve([row["gflops_ratio"] for row in own], losses, torch.tensor(losses)[:, None])
     lines = []

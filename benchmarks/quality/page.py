@@ -30,6 +30,7 @@ _KINDS = {"lower resolution": "lower resolution", "grid pooling": "grid pooling"
 _AXES = {
     "speed": "At equal measured speed",
     "GFLOPs": "At equal GFLOPs",
+    "difference": "Difference to the dense model's output, at equal measured speed",
     "backbone speed": "At equal measured speed of the backbone alone",
     "backbone GFLOPs": "At equal GFLOPs of the backbone alone",
 }
@@ -201,7 +202,7 @@ def section(name: str, part: dict, picture: str | None = None) -> str:
         texts += [f"### {name}. {_AXES[axis]}", claim_table(part, axis), verdict(part, axis)]
     texts += [
         f"### {name}. What each change brings",
-        "Losses on the validation scenes, at equal GFLOPs.",
+        "Differences to the dense model's output on the validation scenes, in hundredths, at equal GFLOPs.",
         changes_table(part),
         f"### {name}. The rows behind the curves",
         rows_table(part),
