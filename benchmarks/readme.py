@@ -12,7 +12,7 @@ from pathlib import Path
 from PIL import Image
 
 import hf_tokaccel as ta
-from benchmarks import semantic_dense, semantic_tokens
+from benchmarks import semantic_dense, semantic_tokens, tune
 from benchmarks.common import ROOT
 from benchmarks.method import ITERATIONS, NEIGHBORS, TARGETS
 from benchmarks.quality import page as quality
@@ -20,7 +20,7 @@ from benchmarks.swin_stage import TARGET as STAGE_TARGET
 from hf_tokaccel.evaluation import Result, to_markdown
 
 EVALUATIONS = sorted((ROOT / "docs").glob("evaluate_*"))  # as examples/evaluate_*.py --output wrote them
-PAGES = [ROOT / "README.md", ROOT / "docs" / "models.md", ROOT / "docs" / "semantic_tokens.md"]
+PAGES = [ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in ("models", "semantic_tokens", "settings"))]
 METHOD_ROWS = {
     "dense, window {}": "as released: all distances, dense weights",
     "ours, window {}": "hf_tokaccel: clustering, plan and one reconstruction",
@@ -98,6 +98,15 @@ def quality_table() -> str:
     return "\n\n".join([quality.short_table(parts), _where(next(iter(parts.values()))["environment"], path)])
 
 
+def tune_table() -> str:
+    """What `python -m benchmarks.tune` printed, newest CPU result; without one, that it was not run."""
+    path = max((ROOT / "benchmarks" / "results").glob("tune-cpu-*.json"), default=None)
+    if path is None:
+        return "`python -m benchmarks.tune` was not run yet: there is no `benchmarks/results/tune-cpu-*.json`."
+    result = json.loads(path.read_text())
+    return "\n".join([tune.markdown(result), _where(result, path)])
+
+
 def _where(result: dict, path: Path) -> str:
     machine, versions = result["machine"], result["versions"]
     return (
@@ -114,6 +123,7 @@ def tables() -> dict[str, str]:
         "models": ta.support_table(),
         "swin_stage": swin_stage_table(),
         "quality": quality_table(),
+        "tune": tune_table(),
         **semantic_tables(),
     }
 

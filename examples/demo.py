@@ -8,9 +8,12 @@ python examples/demo.py --model Intel/dpt-large
 from __future__ import annotations
 
 import argparse
-from functools import lru_cache
+import importlib.util
+import sys
+from collections.abc import Callable
+from functools import lru_cache, wraps
+from typing import TYPE_CHECKING
 
-import gradio as gr
 import numpy as np
 import torch
 
@@ -20,6 +23,9 @@ from hf_tokaccel.evaluation.script import Loaded
 from hf_tokaccel.evaluation.showing import TASKS, View, load_shown, make_views, open_sample, settings_for
 from hf_tokaccel.evaluation.speed import time_interleaved
 from hf_tokaccel.evaluation.task import Variant
+
+if TYPE_CHECKING:
+    import gradio as gr
 
 ROUNDS = 5
 PARTS = ("dense", "accelerated", "difference", "clusters", "mean colours")
@@ -61,19 +67,22 @@ def compare(
         expansion: How full resolution is rebuilt.
         iterations: Of clustering; 0 is plain pooling.
         window: Side of the square of candidates, odd.
+
+    Returns:
+        A picture of each of `PARTS`, uint8 (h, w, 3); the rows below `HEADINGS`; and a sentence.
+
+    Raises:
+        ValueError: No image, an unknown model, or a setting that does not fit; the message names a value that works.
     """
     if image is None:
-        raise gr.Error("Give an image first.", print_exception=False)
-    try:
-        loaded = model_of(name)
-        setting = TokenClusteringConfig(
-            cluster_after=after, cluster_grid=side, expansion=expansion, iterations=iterations, window=window
-        )
-        sample = {"image": image, "name": "image"}
-        with torch.inference_mode():
-            dense, (view,) = make_views(loaded, sample, [setting])
-    except ValueError as error:  # Its message says what is allowed and names a value that works.
-        raise gr.Error(str(error), print_exception=False) from error
+        raise ValueError("image None cannot be read: give one, for example drop a file on the page")
+    loaded = model_of(name)
+    setting = TokenClusteringConfig(
+        cluster_after=after, cluster_grid=side, expansion=expansion, iterations=iterations, window=window
+    )
+    sample = {"image": image, "name": "image"}
+    with torch.inference_mode():
+        dense, (view,) = make_views(loaded, sample, [setting])
     table, said = measure(loaded, sample, dense, view)
     return *draw_parts(loaded.task, view, PARTS), table, said
 
@@ -98,20 +107,37 @@ def measure(loaded: Loaded, sample: dict, dense: Variant, view: View) -> tuple[l
     return rows, f"**{view.name}**: {said}. Median of {ROUNDS} runs of one image in turns, on {DEVICE}."
 
 
-def adapt(name: str) -> tuple:
-    """Sliders and image that suit a model."""
-    try:
-        setting, blocks, tokens = first_setting(name)
-    except ValueError as error:
-        raise gr.Error(str(error), print_exception=False) from error
-    return (
-        scene_for(name)["image"],
-        gr.Slider(maximum=blocks - 1, value=setting.cluster_after),
-        gr.Slider(maximum=tokens, value=setting.cluster_grid[0]),
-    )
+def told_on_the_page(function: Callable) -> Callable:
+    """A function whose complaints the page shows to the user."""
+    import gradio as gr
+
+    @wraps(function)
+    def shown(*values):
+        try:
+            return function(*values)
+        except ValueError as error:
+            raise gr.Error(str(error), print_exception=False) from error
+
+    return shown
 
 
 def build_page(models: list[str]) -> gr.Blocks:
+    """The page, with the first model chosen.
+
+    Raises:
+        ValueError: A model that cannot be loaded or shown.
+    """
+    import gradio as gr
+
+    def adapt(name: str) -> tuple:
+        """Image and sliders that suit a model."""
+        setting, blocks, tokens = first_setting(name)
+        return (
+            scene_for(name)["image"],
+            gr.Slider(maximum=blocks - 1, value=setting.cluster_after),
+            gr.Slider(maximum=tokens, value=setting.cluster_grid[0]),
+        )
+
     setting, blocks, tokens = first_setting(models[0])
     with gr.Blocks(title="hf_tokaccel") as page:
         gr.Markdown(
@@ -136,23 +162,38 @@ def build_page(models: list[str]) -> gr.Blocks:
         said = gr.Markdown()
         with gr.Row():
             parts = [gr.Image(label=part, height=250, interactive=False, min_width=160) for part in PARTS]
-        run.click(compare, [model, image, after, side, expansion, iterations, window], [*parts, table, said])
-        model.change(adapt, model, [image, after, side])
+        inputs = [model, image, after, side, expansion, iterations, window]
+        run.click(told_on_the_page(compare), inputs, [*parts, table, said])
+        model.change(told_on_the_page(adapt), model, [image, after, side])
     return page
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--model", action="append", help="Hub id or folder; repeatable (default: those of the package)"
     )
     parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0 lets other machines in")
     parser.add_argument("--port", type=int, default=7860)
-    args = parser.parse_args()
-    page = build_page(args.model or list(TASKS))
-    page.queue(default_concurrency_limit=1)  # Two runs at once would time each other.
-    page.launch(server_name=args.host, server_port=args.port, theme=gr.themes.Soft())
+    args = parser.parse_args(arguments)
+    if importlib.util.find_spec("gradio") is None:
+        return complain('the page needs gradio, which is not installed: pip install -e ".[demo]"')
+    import gradio as gr
+
+    try:
+        page = build_page(args.model or list(TASKS))
+        page.queue(default_concurrency_limit=1)  # Two runs at once would time each other.
+        page.launch(server_name=args.host, server_port=args.port, theme=gr.themes.Soft())
+    except (ValueError, OSError) as error:  # An unknown model; a port that is taken.
+        return complain(str(error))
+    return 0
+
+
+def complain(text: str) -> int:
+    """Says what the user can put right, in one line."""
+    print(f"error: {' '.join(text.split())}", file=sys.stderr)
+    return 2
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -23,6 +23,7 @@ from hf_tokaccel.evaluation.datasets import open_photographs
 from hf_tokaccel.evaluation.models import input_size, load_model
 from hf_tokaccel.evaluation.panoptic_pictures import show_segments
 from hf_tokaccel.evaluation.pictures import Panel, empty_grid
+from hf_tokaccel.evaluation.queries import give_task_input
 from hf_tokaccel.evaluation.rivals import default_settings, parse_accel, resolve_accels, setting_name
 from hf_tokaccel.evaluation.segmentation_pictures import class_colours
 from hf_tokaccel.reference import reference_model_path
@@ -113,7 +114,7 @@ def run(args: argparse.Namespace, console: Console) -> None:
     device = make_accelerator(args.cpu).device
     folder = args.model or reference_model_path("panoptic")
     dense, stored, processor = load_model(folder, panoptic_task.PANOPTIC_MODELS, device=device)
-    panoptic_task.give_task_input(dense, str(folder))
+    give_task_input(dense, str(folder))
     labels = panoptic_task.class_names(dense.config)
     things = panoptic_task.things_without_data(labels)
     protocol = panoptic_task.PanopticProtocol(labels, things, threshold=args.threshold, overlap=args.overlap)

@@ -105,11 +105,6 @@ def _published(card: Card) -> str:
 
 
 def _measured(card: Card, pairs: str) -> str:
-    if not card.measure:
-        return (
-            "Not measured, for want of a network. No evaluation of this package scores masks of queries on semantic "
-            "labels yet, so that no command fills this section."
-        )
     return (
         "Not measured, for want of a network. Where there is one, with the data set in DATA, one command measures it, "
         f"dense, accelerated and plain rivals:\n\n```bash\nhf_tokaccel evaluate {card.measure} --accel {pairs}\n```"

@@ -1,9 +1,13 @@
 """The benchmark: rivals of equal cost, modes, measurements, tables, and the command."""
 
+import copy
+import importlib.util
 import json
+from io import StringIO
 
 import pytest
 import torch
+from rich.console import Console
 from transformers import (
     DepthAnythingConfig,
     DepthAnythingForDepthEstimation,
@@ -26,6 +30,7 @@ from hf_tokaccel.bench.rivals import nearest, rivals_of
 from hf_tokaccel.bench.subject import load_subject, parse_device, parse_size
 from hf_tokaccel.cli import app
 from hf_tokaccel.evaluation import count_gflops
+from hf_tokaccel.evaluation.report import WholeTable
 from hf_tokaccel.quantization import is_quantized, quantize_int8
 from tests.family import TINY_DINOV2
 
@@ -202,10 +207,13 @@ def test_modes_are_read_and_refused():
         Mode("int8").check(torch.device("cuda"))
 
 
-def test_int8_and_clusters_go_together_in_either_order(depth):
+@pytest.mark.parametrize("backend", ["torch", "torchao"])
+def test_int8_and_clusters_go_together_in_either_order(depth, backend):
+    if backend == "torchao":
+        pytest.importorskip("torchao", reason="the backend torchao needs that package: pip install torchao")
     images = noise(2, 3, 32, 32)
     fast = ta.accelerate(depth, SETTING)
-    one, two = ta.accelerate(quantize_int8(depth), SETTING), quantize_int8(fast)
+    one, two = ta.accelerate(quantize_int8(depth, backend), SETTING), quantize_int8(fast, backend)
     with torch.no_grad():
         expected, *actual = (model(images).predicted_depth for model in (fast, one, two))
     assert is_quantized(one)
@@ -215,7 +223,20 @@ def test_int8_and_clusters_go_together_in_either_order(depth):
     error = ((actual[0] - expected).abs().mean() / expected.abs().mean()).item()
     assert 1e-5 < error < 0.1  # 8 bits, through four blocks
     with pytest.raises(ValueError, match="on a GPU use bfloat16"):
-        quantize_int8(ta.accelerate(depth, None).to(torch.bfloat16))
+        quantize_int8(copy.deepcopy(depth).to(torch.bfloat16), backend)
+
+
+def test_backends_of_int8_that_are_not_there(depth, monkeypatch):
+    with pytest.raises(ValueError, match="must be one of torch, torchao"):
+        quantize_int8(depth, "onnx")
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "torchao" else found(name))
+    for call in (
+        lambda: quantize_int8(depth, "torchao"),
+        lambda: parse_mode("int8-torchao").check(torch.device("cpu")),
+    ):
+        with pytest.raises(ValueError, match="pip install torchao"):
+            call()
 
 
 def test_compiled_rows_run(depth):
@@ -322,3 +343,18 @@ def test_experiments_fill_their_page(depth, tmp_path, monkeypatch):
     assert text.count("### tiny: a tiny model") == 1
     assert "tiny-modes" not in text
     assert "token merging" in text
+
+
+def test_no_number_is_cut_off_on_a_narrow_terminal():
+    table = WholeTable()
+    table.add_column("model", overflow="fold")
+    for index in range(8):
+        table.add_column(f"column {index}", justify="right", no_wrap=True)
+    table.add_row("a long name of a model that folds", *(f"{index}.12345678" for index in range(8)))
+    for width in (40, 300):
+        console = Console(width=width, file=StringIO())
+        console.print(table, crop=False)
+        text = console.file.getvalue()
+        assert all(f"{index}.12345678" in text and f"column {index}" in text for index in range(8))
+        assert ("a long name of a model that folds" in text) == (width == 300)
+        assert "a long name" in text

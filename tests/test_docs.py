@@ -1,6 +1,7 @@
 """The pages: their links lead somewhere, and the commands that they show exist."""
 
 import re
+import tomllib
 from functools import cache
 from pathlib import Path
 from urllib.parse import unquote
@@ -100,3 +101,12 @@ def test_every_command_has_examples():
     commands = {name: command for name, command in found.items() if not hasattr(command, "commands")}  # no groups
     assert len(commands) > 5
     assert not [name for name, command in commands.items() if f"hf_tokaccel {name}" not in (command.help or "")]
+
+
+def test_upgrading_names_the_ranges_of_pyproject():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    page = (ROOT / "docs" / "upgrading.md").read_text(encoding="utf-8")
+    rows = dict(re.findall(r"^\| (\w+) \| `([^`]+)` \|", page, re.MULTILINE))
+    allowed = dict(re.match(r"([\w-]+)(.*)", line).groups() for line in project["dependencies"])
+    expected = {name: allowed[name] for name in ("torch", "torchvision", "transformers")}
+    assert rows == {"Python": project["requires-python"], **expected}

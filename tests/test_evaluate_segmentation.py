@@ -3,6 +3,7 @@
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import datasets
 import numpy as np
@@ -15,6 +16,7 @@ from transformers import (
     DPTForDepthEstimation,
     DPTForSemanticSegmentation,
     DPTImageProcessor,
+    Mask2FormerImageProcessor,
     SegformerConfig,
     SegformerForSemanticSegmentation,
     SegformerImageProcessor,
@@ -24,11 +26,13 @@ from transformers import (
 import hf_tokaccel as ta
 from hf_tokaccel import reference
 from hf_tokaccel.evaluation import Result
+from hf_tokaccel.evaluation.segmentation_task import QuerySegmentationTask, SegmentationProtocol
 from hf_tokaccel.models.segmenter import (
     SegmenterConfig,
     SegmenterForSemanticSegmentation,
     segmenter_image_processor,
 )
+from tests import test_evaluate_panoptic as queries
 
 SCRIPT = Path(__file__).parents[1] / "examples" / "evaluate_segmentation.py"
 ACCEL = "cluster_after=1,cluster_grid=3x3"
@@ -228,6 +232,58 @@ def test_other_segmentation_models(evaluate, tmp_path, make, accel, windows):
     names = [row.name for row in result.rows]
     assert any("clusters" in name for name in names) == (accel is None)
     assert not any("decode_clusters" in name for name in names)  # only Segmenter's decoder runs on clusters
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        None,
+        *(pytest.param(make, marks=pytest.mark.slow) for make in (queries.tiny_maskformer, queries.tiny_oneformer)),
+    ],
+)
+def test_models_of_queries(evaluate, tmp_path, make):
+    torch.manual_seed(0)
+    model, processor = (queries.make_model(), queries.make_processor()) if make is None else make()
+    if make is not None:
+        queries.awaken_queries(model)
+    queries.save(model, processor, tmp_path / "model")
+    chosen = ("--accel", queries.ACCEL) if make is not queries.tiny_maskformer else ("--accel", "none")
+    result = evaluate("--model", str(tmp_path / "model"), *chosen)
+    assert all(0 <= row.metrics["miou"] <= 1 for row in result.rows)
+    assert "queries" in result.protocol["prediction"]
+    kinds = [row.kind for row in result.rows]
+    assert kinds == (
+        ["dense"] if make is queries.tiny_maskformer else ["dense", "clusters", "grid pooling", *kinds[3:]]
+    )
+    if make is None:
+        assert quality(result)[0, 3] != quality(result)[1, 3]
+
+
+def test_queries_become_classes_as_in_transformers():
+    processor, protocol = Mask2FormerImageProcessor(), SegmentationProtocol(tuple("abcde"))
+    task = QuerySegmentationTask(processor, protocol)
+    generator = torch.Generator().manual_seed(0)
+    classes, masks = torch.randn(1, 7, 6, generator=generator), torch.randn(1, 7, 24, 24, generator=generator)
+    item = {"pixel_values": torch.zeros(3, 384, 384), "valid": (384, 384), "size": (50, 61)}
+    (found,) = task.decode((classes, masks), [item])
+    outputs = SimpleNamespace(class_queries_logits=classes, masks_queries_logits=masks)
+    (expected,) = processor.post_process_semantic_segmentation(outputs, [(50, 61)])
+    torch.testing.assert_close(found, expected)
+    assert len(found.unique()) > 2
+    # What lies in the padding is not stretched over the image.
+    padded = {"pixel_values": torch.zeros(3, 48, 48), "valid": (24, 48), "size": (24, 48)}
+    masks[:, :, 12:] = 9 * masks[:, :, 12:]
+    (above,) = task.decode((classes, masks), [padded])
+    masks[:, :, 13:] = 0
+    (same,) = task.decode((classes, masks), [padded])
+    torch.testing.assert_close(above, same)
+
+
+def test_models_of_queries_see_whole_images(main, tmp_path, capsys):
+    queries.save(queries.make_model(), queries.make_processor(), tmp_path / "model")
+    options = ["--model", str(tmp_path / "model"), "--cpu", "--output", str(tmp_path / "out")]
+    assert main([*options, "--crop", "32", "--stride", "16"]) == 2
+    assert "whose queries see whole images: leave out --crop" in capsys.readouterr().err
 
 
 def test_an_accelerated_folder_is_measured_at_its_own_setting(evaluate, tmp_path, model_folder):

@@ -312,6 +312,8 @@ def test_command_says_mistakes_in_a_line(tmp_path):
         (["--gflops", "0.5", "--images", str(tmp_path / "empty")], "holds no image file"),
         (["--gflops", "0.5", "--out", "tuned.txt"], "must end in .json"),
         (["--gflops", "0.5", "--plot", "plot.gif"], "must end in .png"),
+        (["--gflops", "0.5", "--speedup", "2"], "exactly one of --speedup"),
+        ([], "exactly one of --speedup"),
     ):
         result = runner.invoke(app, ["tune", "depth", *arguments])
         assert result.exit_code == 2

@@ -14,10 +14,11 @@ from transformers import PreTrainedModel
 
 from ..auto import accelerate
 from ..evaluation.compare import compile_model
-from ..quantization import quantize_int8
+from ..quantization import check_backend, quantize_int8
 
 ATTENTIONS = ("sdpa", "eager")
-DTYPES = ("float32", "bfloat16", "float16", "int8")
+INT8 = {"int8": "torch", "int8-torchao": "torchao"}  # backends of quantize_int8
+DTYPES = ("float32", "bfloat16", "float16", *INT8)
 COMPILES = ("compile", "reduce-overhead")
 EVERY_MODE = tuple(f"{d},{a}{c}" for d in DTYPES[:2] for a in ATTENTIONS for c in ("", ",compile"))
 
@@ -27,7 +28,7 @@ class Mode:
     """One way to run.
 
     Attributes:
-        dtype: one of `DTYPES`; int8 is dynamic quantisation on the CPU.
+        dtype: one of `DTYPES`; int8 and int8-torchao are dynamic quantisation on the CPU.
         attention: one of `ATTENTIONS`; sdpa is PyTorch's fused kernel.
         compile: None, or one of `COMPILES`: `torch.compile`, on a GPU with CUDA graphs.
         backend: of `torch.compile`.
@@ -46,13 +47,15 @@ class Mode:
         """Raises ValueError where a device cannot run it."""
         if self.compile == "reduce-overhead" and device.type != "cuda":
             raise ValueError(f"mode {self.name!r} needs a GPU for its CUDA graphs; on {device.type} use compile")
-        if self.dtype == "int8" and device.type != "cpu":
+        if self.dtype in INT8 and device.type != "cpu":
             raise ValueError(f"mode {self.name!r} is for the CPU; on {device.type} use bfloat16")
+        if self.dtype in INT8:
+            check_backend(INT8[self.dtype])
 
     def base(self, model: PreTrainedModel) -> PreTrainedModel:
         """The dense model in this number format, with this attention; tensors are shared where the format is."""
-        if self.dtype == "int8":
-            model = quantize_int8(model)
+        if self.dtype in INT8:
+            model = quantize_int8(model, INT8[self.dtype])
         elif next(model.parameters()).dtype != (dtype := getattr(torch, self.dtype)):
             model = copy.deepcopy(model).to(dtype)
         # Module objects of its own: how attention runs is kept in their configuration.

@@ -10,7 +10,7 @@ from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
 
-from ..evaluation.report import GFLOPS_NOTE
+from ..evaluation.report import GFLOPS_NOTE, WholeTable
 
 _READS = {
     "relative_error": "rel. error to dense ↓",
@@ -169,7 +169,7 @@ def _footnotes(result: BenchResult) -> list[str]:
 def to_table(result: BenchResult) -> Table:
     """The result for a terminal, one section for each mode and group."""
     size = "x".join(map(str, result.image_size))
-    table = Table(
+    table = WholeTable(
         title=escape(f"{result.model} at {size}, batch {result.batch_size}"),
         caption=escape(". ".join(_footnotes(result))),
         box=SIMPLE_HEAD,

@@ -34,7 +34,7 @@ def bench(
     mode: Annotated[
         list[str] | None,
         typer.Option(
-            help="How to run, repeatable: float32, bfloat16, float16 or int8; sdpa or eager; compile or "
+            help="How to run, repeatable: float32, bfloat16, float16, int8, int8-torchao; sdpa or eager; compile or "
             "reduce-overhead (CUDA graphs). Default: float32,sdpa."
         ),
     ] = None,

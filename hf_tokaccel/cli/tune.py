@@ -57,6 +57,8 @@ def tune(
         raise ValueError(f"--plot {plot} must end in .png, .pdf or .svg, for example pareto.png")
     if out is not None and out.suffix != ".json":
         raise ValueError(f"--out {out} must end in .json, for example tuned.json")
+    if sum(budget is not None for budget in (speedup, agreement, gflops)) != 1:
+        raise ValueError("give exactly one of --speedup, --agreement and --gflops, for example --gflops 0.6")
     paths = None if images is None else _files(images)
 
     from .. import TokenClusteringConfig

@@ -9,20 +9,17 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
-from transformers import AutoModelForUniversalSegmentation, OneFormerProcessor
+from torch import Tensor
+from transformers import AutoModelForUniversalSegmentation
 from transformers.models.auto.modeling_auto import MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING
-
-import hf_tokaccel as ta
 
 from .models import ModelKind
 from .panoptic import METRICS, code, image_sums, metrics_from_sums, num_sums, segment_map
 from .panoptic_pictures import draw_panoptic
 from .pictures import Panel
+from .queries import QueryTask, at_input_size, is_whole
 from .segmentation import bootstrap, interval
-from .task import Summary, Task, Variant, give_inputs
+from .task import Summary
 
 _PARTS = [f"{name}{part}" for part in ("", "_things", "_stuff") for name in METRICS]
 _ELSEWHERE = ("detr", "videomt")  # These predict something else than one class and one mask per query and image.
@@ -91,29 +88,7 @@ def things_without_data(labels: Sequence[str]) -> tuple[bool, ...]:
     return tuple(label not in stuff for label in labels)
 
 
-def give_task_input(model: nn.Module, folder: str, task: str = "panoptic") -> None:
-    """Has OneFormer, which also reads what it shall do, do that; other models stay as they are.
-
-    Args:
-        model: What is made of it does the same.
-        folder: Where its `OneFormerProcessor` is, or its Hub id.
-        task: "panoptic", "instance" or "semantic" segmentation.
-
-    Raises:
-        ValueError: The folder lacks the tokenizer.
-    """
-    if "task_inputs" not in inspect.signature(model.forward).parameters:
-        return
-    try:
-        processor = OneFormerProcessor.from_pretrained(folder)
-        blank = torch.zeros(32, 32, 3, dtype=torch.uint8).numpy()
-        tokens = processor(images=blank, task_inputs=[task], return_tensors="pt")["task_inputs"]
-    except (OSError, ValueError) as error:
-        raise ValueError(f"model {folder!r} needs its OneFormerProcessor, which cannot be loaded: {error}") from error
-    give_inputs(model, task_inputs=tokens)
-
-
-class PanopticTask(Task):
+class PanopticTask(QueryTask):
     """Panoptic segmentation for `evaluate_variants`.
 
     Args:
@@ -126,10 +101,8 @@ class PanopticTask(Task):
 
     name = "panoptic-segmentation"
     label = "label"
+    truth = "segments"
     no_label_hint = "check the JSON file and whether the PNG files are those of segments"
-    # The paper's own setting for ADE20K (Swin-L: 10 of 18 blocks, windows of 8x8 of 12x12), then a bolder one.
-    shares = ((10 / 18, 8 / 12), (5 / 18, 6 / 12))
-    variations = ({"expansion": "soft"}, {"expansion": "nearest"}, {"expansion": "delta"})
 
     def __init__(self, processor, protocol: PanopticProtocol):
         self.processor = processor
@@ -146,29 +119,6 @@ class PanopticTask(Task):
         # We fuse stuff: after a second mask of a fused class, Transformers gives out ids that are already taken.
         self.options |= {"label_ids_to_fuse": set()} if "label_ids_to_fuse" in known else {}
 
-    def encode(self, sample: dict) -> dict:
-        """Model input and truth: `pixel_values` (3, h, w), `valid` part of it, `size` of the image, `label` (H, W)."""
-        image, label = sample["image"], sample.get("label")
-        encoded = self.processor(images=image, return_tensors="pt", input_data_format="channels_last")
-        item = {"pixel_values": encoded["pixel_values"][0], "size": tuple(image.shape[:2])}
-        mask = encoded.get("pixel_mask")
-        item["valid"] = tuple(item["pixel_values"].shape[-2:])
-        if mask is not None:
-            item["valid"] = int(mask[0].any(1).sum()), int(mask[0].any(0).sum())
-        if label is None:
-            return item
-        if tuple(label.shape) != item["size"]:
-            raise ValueError(
-                f"image {sample.get('name', '')} has {image.shape[0]}x{image.shape[1]} pixels, but its segments "
-                f"{label.shape[0]}x{label.shape[1]}: they must be equal"
-            )
-        return item | {"label": label}
-
-    def run(self, variant: Variant, pixel_values: Tensor) -> tuple[Tensor, Tensor]:
-        """Class logits (B, Q, classes + 1) and mask logits (B, Q, h, w) of Q queries for images (B, 3, H, W)."""
-        output = variant(pixel_values)
-        return output.class_queries_logits, output.masks_queries_logits
-
     def decode(self, outputs: tuple[Tensor, Tensor], items: Sequence[dict]) -> list[Tensor]:
         """Maps of segments at the size of the image, which is that of the label."""
         return [
@@ -177,10 +127,8 @@ class PanopticTask(Task):
         ]
 
     def _segments(self, classes: Tensor, masks: Tensor, item: dict) -> Tensor:
-        padded, valid = tuple(item["pixel_values"].shape[-2:]), item["valid"]
-        if padded != valid:
-            # Image processors stretch masks over the image as if there were no padding.
-            masks = F.interpolate(masks, padded, mode="bilinear")[..., : valid[0], : valid[1]]
+        # Image processors stretch masks over the image as if there were no padding.
+        masks = masks if is_whole(item) else at_input_size(masks, item)
         outputs = SimpleNamespace(class_queries_logits=classes, masks_queries_logits=masks)
         (found,) = self.processor.post_process_panoptic_segmentation(
             outputs, target_sizes=[item["size"]], **self.options
@@ -208,18 +156,6 @@ class PanopticTask(Task):
             classes = {name: None if value != value else value for name, value in per_class}
             summaries.append(Summary(metrics, intervals, classes))
         return summaries
-
-    @torch.inference_mode()
-    def panel(self, dense: Variant, accelerated: Variant, sample: dict) -> Panel:
-        """One line of a figure that compares two variants on a sample."""
-        maps = [self.predict(variant, sample) for variant in (dense, accelerated)]
-        item = self.encode(sample)
-        with ta.observe_clusters() as seen:
-            self.run(accelerated.with_eager(), item["pixel_values"][None].to(accelerated.device))
-        labels, padded, valid = seen[0].image_labels()[:1].cpu(), tuple(item["pixel_values"].shape[-2:]), item["valid"]
-        if padded != valid:
-            labels = F.interpolate(labels[None].double(), padded, mode="nearest")[0, :, : valid[0], : valid[1]].long()
-        return Panel(sample["image"], *maps, labels[0], sample.get("label"))
 
     def draw_samples(self, panels: Sequence[Panel], path: Path, heading: str) -> None:
         draw_panoptic(panels, path, self.protocol.class_names, heading=heading)

@@ -9,8 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
+from rich.cells import cell_len
+from rich.console import Console, ConsoleOptions, RenderResult
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 GFLOPS_NOTE = (
     "GFLOPs per image as torch.utils.flop_counter counts: a multiply and an add are 2 FLOPs; matrix products, "
@@ -241,11 +244,26 @@ def _headings(result: Result) -> list[str]:
     return [heading for column in result.columns for heading in column.headings()] + list(_COST_HEADINGS)
 
 
+class WholeTable(Table):
+    """A table that grows beyond a narrow terminal, where rich would cut numbers off; columns that fold do so first."""
+
+    least = 20  # characters of a column that folds
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        needed = 1
+        for column in self.columns:
+            cells = (column.header, *column.cells)
+            longest = max(cell_len(Text.from_markup(str(cell)).plain) for cell in cells)
+            needed += min(longest, self.least if column.overflow == "fold" else longest) + 3  # padding and border
+        wide = options.update(max_width=max(options.max_width, needed))
+        yield from super().__rich_console__(console, wide)
+
+
 def to_table(result: Result) -> Table:
     """The result for a terminal, one section per group of similar cost."""
     # Paths may hold brackets, which rich would take for markup.
     title = escape(f"{result.model} on {result.dataset}: {result.num_images} images")
-    table = Table(
+    table = WholeTable(
         title=title,
         caption=escape(". ".join(result.footnotes)),
         box=SIMPLE_HEAD,
@@ -254,7 +272,7 @@ def to_table(result: Result) -> Table:
     )
     table.add_column("model", overflow="fold")  # On a narrow terminal names wrap, and numbers stay whole.
     for heading in _headings(result):
-        table.add_column(heading, justify="right", no_wrap=True, min_width=len(heading))
+        table.add_column(heading, justify="right", no_wrap=True)
     for i, row in enumerate(result.rows):
         last_of_group = i + 1 == len(result.rows) or result.rows[i + 1].group != row.group
         style = "bold" if row.kind == "dense" else "dim" if row.kind != "clusters" else None

@@ -154,7 +154,7 @@ def evaluate_dataset(job: Job, console: Console) -> None:
     if args.json:
         print((args.output / "result.json").read_text(encoding="utf-8"), end="")
     (args.output / "result.md").write_text(to_markdown(result), encoding="utf-8")
-    console.print(to_table(result))
+    console.print(to_table(result), crop=False)
     if result.rows[0].classes:
         console.print(to_class_table(result))
     shown = result.row_to_show()

@@ -11,22 +11,44 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import AutoModelForSemanticSegmentation
-from transformers.models.auto.modeling_auto import MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING
+from transformers import AutoConfig, AutoModelForSemanticSegmentation, AutoModelForUniversalSegmentation
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING,
+    MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING,
+)
 
 import hf_tokaccel as ta
 
 from .models import ModelKind, patch_size
 from .pictures import Panel
+from .queries import QueryTask, at_input_size
 from .segmentation import bootstrap, image_sums, interval, metrics_from_counts, num_sums
 from .segmentation_data import SegmentationDataset
 from .segmentation_pictures import draw_segmentation
 from .task import Summary, Task, Variant
 from .windows import Windows
 
+# Queries whose classes and masks make a semantic map; EoMT cuts images into parts of its own, DETR shares out pixels.
+_QUERIES = ("mask2former", "maskformer", "oneformer")
+QUERY_MODELS = [
+    c for c in MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING if c.model_type.removeprefix("tokaccel_") in _QUERIES
+]
+
+
+class AutoModelForSemantics:
+    """Loads what a configuration names: a model with logits of every pixel, or one with queries."""
+
+    @staticmethod
+    def from_pretrained(name: str, **options):
+        queries = type(AutoConfig.from_pretrained(name)) in QUERY_MODELS
+        return (AutoModelForUniversalSegmentation if queries else AutoModelForSemanticSegmentation).from_pretrained(
+            name, **options
+        )
+
+
 SEGMENTATION_MODELS = ModelKind(
-    auto=AutoModelForSemanticSegmentation,
-    mapping=MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING,
+    auto=AutoModelForSemantics,
+    mapping=[*MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING, *QUERY_MODELS],
     lacks="does no semantic segmentation",
     trained_for="semantic segmentation",
     example="Intel/dpt-large-ade",
@@ -43,6 +65,7 @@ class SegmentationProtocol:
         windows: Sliding windows; None shows the model whole images as its image processor makes them.
         resizes: Whether windows see images whose shorter side is the crop.
         ignored: Which stored label values do not count, in words.
+        prediction: How outputs become classes, in words.
         resamples: Draws of the bootstrap.
         seed: Of those draws.
     """
@@ -51,6 +74,7 @@ class SegmentationProtocol:
     windows: Windows | None = None
     resizes: bool = False
     ignored: str = "none"
+    prediction: str = "logits resized to the label (bilinear), then the largest"
     resamples: int = 1000
     seed: int = 0
 
@@ -61,7 +85,7 @@ class SegmentationProtocol:
             "windows": windows,
             "num_classes": len(self.class_names),
             "ignored_labels": self.ignored,
-            "prediction": "logits resized to the label (bilinear), then the largest",
+            "prediction": self.prediction,
             "interval": f"95 %, bootstrap over images, {self.resamples} resamples, seed {self.seed}",
         }
 
@@ -241,3 +265,29 @@ class SegmentationTask(Task):
         draw_segmentation(list(panels.values()), path, self.protocol.class_names, heading=heading)
         agreement = {name: (p.dense == p.accelerated).double().mean().item() for name, p in panels.items()}
         return {name: f"both models agree on {value:.2%} of the pixels" for name, value in agreement.items()}
+
+
+class QuerySegmentationTask(QueryTask, SegmentationTask):
+    """Semantic segmentation by models whose queries have a class and a mask each, on whole images.
+
+    A class scores at a pixel what its queries say of the class times what their masks say of the pixel (Cheng et al.,
+    MaskFormer, NeurIPS 2021, section 3.4).
+    """
+
+    truth = "label"
+    timed = Task.timed
+    model_input = Task.model_input
+
+    def decode(self, outputs: tuple[Tensor, Tensor], items: Sequence[dict]) -> list[Tensor]:
+        """Predicted classes, int64 at the size of the image, which is that of the label."""
+        predictions = []
+        for classes, masks, item in zip(*outputs, items, strict=True):
+            inside = at_input_size(masks[None].float(), item)[0].sigmoid()
+            scores = torch.einsum("qc,qhw->chw", classes.float().softmax(-1)[:, :-1], inside)
+            predictions.append(F.interpolate(scores[None], item["size"], mode="bilinear")[0].argmax(0))
+        return predictions
+
+
+QUERY_PREDICTION = (
+    "class scores of the queries times their masks, without padding, resized to the label (bilinear), then the largest"
+)

@@ -55,8 +55,8 @@ def find_task(model: str) -> str:
     if model in TASKS:
         return model
     auto_class = auto_class_of(load_config(model))
-    for task in TASKS:
-        if task in BY_AUTO_CLASS.get(auto_class, ()):
+    for task in BY_AUTO_CLASS.get(auto_class, ()):
+        if task in TASKS:
             return task
     raise ValueError(
         f"{model} loads with {auto_class}, whose output is not shown: give a model of depth, semantic or panoptic "

@@ -11,6 +11,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from ..configuration import TokenClusteringConfig
+from ..evaluation.report import WholeTable
 from .agreement import NAMES
 
 
@@ -116,9 +117,9 @@ class TuneResult:
 
     def to_table(self) -> Table:
         """The Pareto table for a terminal; a star marks the chosen setting."""
-        table = Table(box=SIMPLE_HEAD, caption=self._caption(), title_justify="left")
+        table = WholeTable(box=SIMPLE_HEAD, caption=self._caption(), title_justify="left")
         for index, heading in enumerate(self.headings()):
-            table.add_column(heading, justify="right" if index else "left", overflow="fold")
+            table.add_column(heading, justify="right" if index else "left", overflow="ellipsis" if index else "fold")
         for row in self.rows():
             table.add_row(*row)
         return table

@@ -12,7 +12,7 @@ NAMES = ("depth", "segmentation", "panoptic", "instances", "sam")
 BY_AUTO_CLASS = {
     "AutoModelForDepthEstimation": ("depth",),
     "AutoModelForSemanticSegmentation": ("segmentation",),
-    "AutoModelForUniversalSegmentation": ("panoptic", "instances"),
+    "AutoModelForUniversalSegmentation": ("panoptic", "instances", "segmentation"),
     "AutoModelForInstanceSegmentation": ("instances",),
     "AutoModelForObjectDetection": ("instances",),
     "AutoModelForMaskGeneration": ("sam",),

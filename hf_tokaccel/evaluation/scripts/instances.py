@@ -15,7 +15,7 @@ from ...reference import reference_model_path
 from ..coco import SPECIFICATIONS, match_categories, open_instance_dataset
 from ..instances_task import INSTANCE_MODELS, InstanceProtocol, InstanceTask
 from ..models import input_size, load_model
-from ..panoptic_task import give_task_input
+from ..queries import give_task_input
 from ..script import Loaded, common_parser
 
 

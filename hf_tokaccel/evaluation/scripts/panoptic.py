@@ -19,9 +19,9 @@ from ..panoptic_task import (
     PanopticProtocol,
     PanopticTask,
     class_names,
-    give_task_input,
     things_without_data,
 )
+from ..queries import give_task_input
 from ..script import Loaded, common_parser
 
 

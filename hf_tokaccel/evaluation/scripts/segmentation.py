@@ -3,6 +3,7 @@
 hf_tokaccel evaluate segmentation
 hf_tokaccel evaluate segmentation --model Intel/dpt-large-ade --dataset ade20k:DIR
 hf_tokaccel evaluate segmentation --model MODEL --dataset cityscapes:DIR --crop 768 --stride 512
+hf_tokaccel evaluate segmentation --model facebook/mask2former-swin-large-ade-semantic --dataset ade20k:DIR
 hf_tokaccel evaluate segmentation --accel cluster_after=5,cluster_grid=17x17,expansion=delta --images
 accelerate launch --multi_gpu --num_processes 2 -m hf_tokaccel.cli evaluate segmentation --cpu
 """
@@ -13,11 +14,15 @@ import torch
 
 from ...reference import reference_model_path
 from ..models import input_size, load_model
+from ..queries import give_task_input
 from ..script import Loaded, common_parser
 from ..segmentation_data import SPECIFICATIONS, open_segmentation_dataset
 from ..segmentation_task import (
     INFERENCES,
+    QUERY_MODELS,
+    QUERY_PREDICTION,
     SEGMENTATION_MODELS,
+    QuerySegmentationTask,
     SegmentationProtocol,
     SegmentationTask,
     choose_windows,
@@ -42,7 +47,15 @@ def build_parser(description: str = __doc__) -> argparse.ArgumentParser:
 def load(args: argparse.Namespace, device: torch.device) -> Loaded:
     folder = args.model or reference_model_path("segmentation")
     dense, stored, processor = load_model(folder, SEGMENTATION_MODELS, dtype=args.dtype, device=device)
+    queries = type(dense.config) in QUERY_MODELS
+    if queries:
+        give_task_input(dense, str(folder), "semantic")
     windows = choose_windows(dense.config, args.inference, args.crop, args.stride)
+    if queries and windows is not None:
+        raise ValueError(
+            f"sliding windows of {windows.crop} do not go with {args.model}, whose queries see whole images: leave "
+            "out --crop, --stride and --inference"
+        )
     dataset = None
     if args.images is None:
         dataset = open_segmentation_dataset(
@@ -62,6 +75,7 @@ def load(args: argparse.Namespace, device: torch.device) -> Loaded:
         resizes=dataset is not None and dataset.resizes,
         ignored="none" if dataset is None else dataset.ignored,
         seed=args.seed,
+        **({"prediction": QUERY_PREDICTION} if queries else {}),
     )
-    task = SegmentationTask(processor, protocol, args.batch_size)
+    task = (QuerySegmentationTask if queries else SegmentationTask)(processor, protocol, args.batch_size)
     return Loaded(args.model or "reference segmentation model", dense, stored, task, dataset)
