@@ -24,15 +24,19 @@ class Recipe:
         last_blocks: of the clustered span that run at full resolution.
         share: of the side of the token grid that clusters keep, where all blocks before `reconstruct_after` run on
             them, and what is added to it, times the share of these blocks that come before clustering.
+        bold: speed from which no last block is left at full resolution, and a decoder that can runs on the clusters.
+        decodes: whether the model has such a decoder.
     """
 
     fields: dict[str, Any]
     last_blocks: int
     share: tuple[float, float]
+    bold: float = 1.7
+    decodes: bool = False
 
 
-# What did best on the reference models.
-RECIPE = Recipe(fields={"expansion": "delta", "similarity_on": "normalized"}, last_blocks=1, share=(0.3, 0.8))
+# What did best on the reference models: docs/quality.md.
+RECIPE = Recipe(fields={"expansion": "delta", "similarity_on": "normalized"}, last_blocks=1, share=(0.45, 0.8))
 SPEEDUP = 1.5
 
 
@@ -163,12 +167,14 @@ def recipe_for(config: PreTrainedConfig) -> Recipe:
     Where blocks have no LayerNorm before attention, tokens are compared as they are. Classification reads no map of
     features, so nothing is gained by a last block at full resolution.
     """
-    family = family_of(find_head(config).accel_host())
+    head = find_head(config)
+    family = family_of(head.accel_host())
     chosen = dict(RECIPE.fields)
     if chosen.get("similarity_on", "tokens") not in family.accel_similarities:
         chosen["similarity_on"] = family.accel_similarities[0]
     classifies = any("Classification" in name for name in getattr(config, "architectures", None) or ())
-    return replace(RECIPE, fields=chosen, last_blocks=0 if classifies else RECIPE.last_blocks)
+    last = 0 if classifies else RECIPE.last_blocks
+    return replace(RECIPE, fields=chosen, last_blocks=last, decodes=head.accel_decodes_clusters)
 
 
 def recommend(
@@ -176,11 +182,12 @@ def recommend(
 ) -> TokenClusteringConfig | None:
     """The setting of a recipe for a ratio of the FLOPs of an encoder; None where it cannot be reached.
 
-    Of the last blocks as many are left at full resolution as the recipe says and the ratio allows; none where a
-    decoder runs on the clusters.
+    Of the last blocks as many are left at full resolution as the recipe says and the ratio allows; none at bold ratios
+    and where a decoder runs on the clusters.
     """
     start, end = encoder.longest()
-    early = range(recipe.last_blocks, 0, -1)
+    bold = speedup >= recipe.bold
+    early = range(0 if bold else recipe.last_blocks, 0, -1)
     ends = [*(end - count for count in early if end - count > start), None]
     if overrides.get("decode_clusters"):
         ends = [None]
@@ -190,7 +197,8 @@ def recommend(
         found = choose_schedule(encoder, speedup, until, recipe.share)
         if found is not None:
             after, grid = found
-            chosen = {**recipe.fields, **overrides, "reconstruct_after": until}
+            decodes = {"decode_clusters": True} if recipe.decodes and bold and until is None else {}
+            chosen = {**recipe.fields, **decodes, **overrides, "reconstruct_after": until}
             return TokenClusteringConfig(cluster_after=after, cluster_grid=grid, **chosen)
     return None
 

@@ -217,6 +217,9 @@ def test_every_family_accepts_what_is_recommended_for_it():
 def test_hosts_for_which_parts_make_no_sense():
     segmenter = ta.accelerate_config(SEGMENTER, Setting.recommended(SEGMENTER, 512)).accel
     assert segmenter["decode_clusters"] is False
+    assert Setting.recommended(SEGMENTER, 512, 1.7).decode_clusters is True
+    assert Setting.recommended(SEGMENTER, 512, 1.7, decode_clusters=False).decode_clusters is False
+    assert Setting.recommended(SEGMENTER, 512, 1.7, reconstruct_after=8).decode_clusters is None
     on_clusters = Setting.recommended(SEGMENTER, 512, decode_clusters=True)
     assert (on_clusters.expansion, on_clusters.reconstruct_after) == ("delta", None)
     assert ta.accelerate_config(SEGMENTER, on_clusters).accel["decode_clusters"] is True
@@ -230,9 +233,9 @@ def test_hosts_for_which_parts_make_no_sense():
 
 def test_fewer_blocks_are_left_at_full_resolution_where_the_ratio_asks_for_it(monkeypatch):
     config = ViTConfig(num_hidden_layers=3, hidden_size=192, num_attention_heads=3)
-    mild, bold = (Setting.recommended(config, 384, speedup) for speedup in (2, 4))
+    mild, bold = (Setting.recommended(config, 384, speedup) for speedup in (1.69, 1.7))
     assert (mild.reconstruct_after, bold.reconstruct_after) == (2, None)
-    monkeypatch.setattr(presets, "RECIPE", replace(presets.RECIPE, last_blocks=2))
+    monkeypatch.setattr(presets, "RECIPE", replace(presets.RECIPE, last_blocks=2, bold=9))
     found = [Setting.recommended(config, 384, speedup).reconstruct_after for speedup in (1.2, 2, 4)]
     assert found == [1, 2, None]
 
