@@ -219,8 +219,8 @@ class TokenClusteringConfig:
 
         Clusters carry their change back to the tokens (`expansion="delta"`), tokens are compared after the next
         LayerNorm where blocks have one before attention, and below 1.7 times the speed the last block of the clustered
-        span runs at full resolution, where the ratio can be reached with it and the model is not one of classification.
-        From 1.7 on the blocks of Segmenter's decoder run on the clusters instead. See docs/quality.md.
+        span runs at full resolution, where the ratio allows it and the model is not one of classification. From
+        1.7 on the blocks of Segmenter's decoder run on the clusters instead. See docs/quality.md.
 
         Args:
             config: of the model, native or accelerated.
