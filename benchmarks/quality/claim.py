@@ -77,6 +77,25 @@ def front(cheapness: Sequence[float], losses: Sequence[float]) -> list[int]:
     return chosen[::-1]
 
 
+def hull(cheapness: Sequence[float], losses: Sequence[float]) -> list[int]:
+    """Indices of the points of `front` that no mixture of two others beats, the dearest first.
+
+    Losses between points are interpolated, so the others only say that there was a worse setting near by.
+
+    Raises:
+        ValueError: see `front`.
+    """
+    chosen: list[int] = []
+    for index in front(cheapness, losses):
+        while len(chosen) > 1:
+            (x0, y0), (x1, y1), (x2, y2) = ((cheapness[i], losses[i]) for i in (*chosen[-2:], index))
+            if (y1 - y0) * (x2 - x0) < (y2 - y0) * (x1 - x0):
+                break
+            chosen.pop()
+        chosen.append(index)
+    return chosen
+
+
 def make_curve(cheapness: Sequence[float], chosen_by: Sequence[float], losses: Tensor) -> Curve:
     """Front of a method's points together with the dense model.
 
