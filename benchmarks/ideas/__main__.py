@@ -183,10 +183,10 @@ def write_page() -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("action", nargs="?", choices=("run", "tables"), default="run")
-    parser.add_argument("--images", type=int, help="training scenes (default: 24)")
+    parser.add_argument("--images", type=int, help="training scenes (default: 12)")
     args = parser.parse_args()
     if args.action == "run":
-        result = stamp(PATHS) | {"images": args.images or 24}
+        result = stamp(PATHS) | {"images": args.images or 12}
         result["tasks"] = {task: measure(task, result["images"]) for task in TASKS}
         Console(width=160).print(table(result), markup=False)
         if args.images is not None:
