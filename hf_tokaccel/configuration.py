@@ -218,9 +218,9 @@ class TokenClusteringConfig:
         """The setting that did best so far for a ratio of FLOPs, from arithmetic alone as in `for_speedup`.
 
         Clusters carry their change back to the tokens (`expansion="delta"`), tokens are compared after the next
-        LayerNorm where blocks have one before attention, and below 1.7 times the speed the last block of the clustered
-        span runs at full resolution, where the ratio allows it and the model is not one of classification. From
-        1.7 on the blocks of Segmenter's decoder run on the clusters instead. See docs/quality.md.
+        LayerNorm where blocks have one before attention, and clusters are many and made early rather than few and
+        late. From 1.7 times the speed on the blocks of Segmenter's decoder run on the clusters too. See
+        docs/quality.md.
 
         Args:
             config: of the model, native or accelerated.

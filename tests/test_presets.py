@@ -156,8 +156,8 @@ def test_docs_say_the_recipe():
     text = " ".join(DOCUMENT.read_text().split())
     for name, value in presets.RECIPE.fields.items():
         assert f'`{name}="{value}"`' in text
-    assert presets.RECIPE.last_blocks == 1
-    assert "full resolution one block before the clustered span would end" in text
+    assert presets.RECIPE.last_blocks == 0
+    assert "clusters to the end of their span" in text
 
 
 # Recommended
@@ -177,14 +177,16 @@ def test_docs_say_the_recipe():
     ids=lambda value: getattr(value, "model_type", ""),
 )
 @pytest.mark.parametrize("speedup", [1.15, 1.5])
-def test_the_ratio_is_reached_with_the_last_block_at_full_resolution(config, size, speedup):
+@pytest.mark.parametrize("last", [0, 1])
+def test_the_ratio_is_reached_with_last_blocks_at_full_resolution_too(monkeypatch, config, size, speedup, last):
+    monkeypatch.setattr(presets, "RECIPE", replace(presets.RECIPE, last_blocks=last))
     setting, encoder = Setting.recommended(config, size, speedup), describe_encoder(config, size)
     after, grid, until = setting.cluster_after, setting.cluster_grid, setting.reconstruct_after
     _, end = encoder.longest()
-    assert until == end - 1
+    assert until == (end - 1 if last else None)
     assert encoder.flops / encoder.clustered(after, grid, until) >= speedup
     # Counted as if clusters went on to the end it would be faster than that.
-    assert encoder.clustered(after, grid, until) > encoder.clustered(after, grid)
+    assert (encoder.clustered(after, grid, until) > encoder.clustered(after, grid)) is bool(last)
     larger = encoder.grids(after)[encoder.grids(after).index(grid) + 1 :]
     assert all(encoder.flops / encoder.clustered(after, g, until) < speedup for g in larger)
     assert setting.expansion == "delta"
@@ -206,7 +208,7 @@ def test_every_family_accepts_what_is_recommended_for_it():
             refused[name] = str(error)
             continue
         assert setting.expansion == "delta"
-        assert setting.reconstruct_after is not None
+        assert setting.reconstruct_after is None
     # Their default backbones are none that can be accelerated.
     assert set(refused) == {"deimv2", "upernet"}
     assert all("cannot be accelerated" in said for said in refused.values())
@@ -214,7 +216,7 @@ def test_every_family_accepts_what_is_recommended_for_it():
     assert Setting.recommended(Deimv2Config(backbone_config=DINOv3ViTConfig(out_indices=[5, 8, 11])), 640)
 
 
-def test_hosts_for_which_parts_make_no_sense():
+def test_hosts_for_which_parts_make_no_sense(monkeypatch):
     segmenter = ta.accelerate_config(SEGMENTER, Setting.recommended(SEGMENTER, 512)).accel
     assert segmenter["decode_clusters"] is False
     assert Setting.recommended(SEGMENTER, 512, 1.7).decode_clusters is True
@@ -224,6 +226,7 @@ def test_hosts_for_which_parts_make_no_sense():
     assert (on_clusters.expansion, on_clusters.reconstruct_after) == ("delta", None)
     assert ta.accelerate_config(SEGMENTER, on_clusters).accel["decode_clusters"] is True
     assert Setting.recommended(Mask2FormerConfig(backbone_config=SWINV2), 256).similarity_on == "tokens"
+    monkeypatch.setattr(presets, "RECIPE", replace(presets.RECIPE, last_blocks=1))
     classifier = ViTConfig(architectures=["ViTForImageClassification"])
     assert Setting.recommended(classifier, 384).reconstruct_after is None
     assert Setting.recommended(ViTConfig(architectures=["ViTModel"]), 384).reconstruct_after == 11
@@ -233,6 +236,7 @@ def test_hosts_for_which_parts_make_no_sense():
 
 def test_fewer_blocks_are_left_at_full_resolution_where_the_ratio_asks_for_it(monkeypatch):
     config = ViTConfig(num_hidden_layers=3, hidden_size=192, num_attention_heads=3)
+    monkeypatch.setattr(presets, "RECIPE", replace(presets.RECIPE, last_blocks=1))
     mild, bold = (Setting.recommended(config, 384, speedup) for speedup in (1.69, 1.7))
     assert (mild.reconstruct_after, bold.reconstruct_after) == (2, None)
     monkeypatch.setattr(presets, "RECIPE", replace(presets.RECIPE, last_blocks=2, bold=9))
@@ -241,6 +245,7 @@ def test_fewer_blocks_are_left_at_full_resolution_where_the_ratio_asks_for_it(mo
 
 
 def test_the_recipe_is_one_table(monkeypatch):
+    monkeypatch.setattr(presets, "RECIPE", replace(presets.RECIPE, last_blocks=1))
     plain = Setting.recommended(ViTConfig(), 384)
     fields = {"expansion": "soft", "neighbors": 7}
     monkeypatch.setattr(presets, "RECIPE", replace(presets.RECIPE, fields=fields, last_blocks=3))
