@@ -321,6 +321,7 @@ def test_the_command_prints_writes_and_refuses(depth, tmp_path):
         assert said in " ".join(refused.stderr.split())
 
 
+@pytest.mark.slow
 def test_experiments_fill_their_page(depth, tmp_path, monkeypatch):
     depth.save_pretrained(tmp_path / "model")
     experiment = real_sizes.Experiment(str(tmp_path / "model"), about="a tiny model")

@@ -270,6 +270,7 @@ def coco(tmp_path):
     return write_coco(tmp_path / "coco", coco_content())
 
 
+@pytest.mark.slow
 def test_two_processes_give_exactly_the_same_metrics_and_skip_the_same_files(
     main, model_folder, coco, tmp_path, capsys
 ):

@@ -165,6 +165,7 @@ def coco(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_two_processes_give_exactly_the_same_metrics_and_skip_the_same_files(
     main, coco, model_folder, tmp_path, capsys
 ):

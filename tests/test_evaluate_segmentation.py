@@ -198,6 +198,7 @@ def test_a_table_of_the_datasets_library(evaluate, tmp_path):
     assert result.protocol["ignored_labels"] == "19, 255"
 
 
+@pytest.mark.slow
 def test_half_precision_and_compiled_models_stay_close(evaluate):
     full = evaluate("--accel", ACCEL, "--pictures", "0")
     compiled = evaluate("--accel", ACCEL, "--pictures", "0", "--compile", "eager")

@@ -39,6 +39,7 @@ def launch(*arguments: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 def test_resumed_training_equals_uninterrupted_training(tmp_path):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     for work, output, *more in (("a", whole), ("b", parts, "--stop-at", "2"), ("b", parts, "--resume")):

@@ -26,6 +26,7 @@ def script():
     return load_script(SCRIPT)
 
 
+@pytest.mark.slow
 def test_resumed_training_equals_uninterrupted_training(tmp_path):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     launch(SCRIPT, *TINY, "--work", str(tmp_path / "a"), "--output", str(whole))

@@ -7,6 +7,7 @@ import hf_tokaccel as ta
 
 
 class TestVitMatteForImageMatting(WindowTester):
+    secondary = True
     native, auto = VitMatteForImageMatting, AutoModelForImageMatting
     legacy_key = new_key = "backbone.encoder.layer.0.attention.qkv.weight"
     image_size, other_size = (64, 80), (80, 56)
