@@ -34,6 +34,7 @@ from hf_tokaccel.classification.models import check_classes, input_size
 from hf_tokaccel.classification.recipe import DROP_PATH, PRESETS, described
 from hf_tokaccel.evaluation import make_accelerator
 from hf_tokaccel.evaluation.rivals import parse_accel
+from hf_tokaccel.evaluation.script import exit_status
 from hf_tokaccel.semantic import SemanticTokenConfig
 
 
@@ -163,12 +164,7 @@ def score(args: argparse.Namespace) -> None:
 def main(argv: list[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     args.work = args.work or args.output.with_name(f"{args.output.name}-work")
-    try:
-        (score if args.evaluate else train)(args)
-    except ValueError as error:
-        print("error:", " ".join(str(error).split()), file=sys.stderr)
-        return 2
-    return 0
+    return exit_status(lambda: (score if args.evaluate else train)(args))
 
 
 if __name__ == "__main__":

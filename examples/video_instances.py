@@ -25,6 +25,7 @@ from hf_tokaccel.evaluation.panoptic_pictures import show_segments
 from hf_tokaccel.evaluation.pictures import Panel, empty_grid
 from hf_tokaccel.evaluation.queries import give_task_input
 from hf_tokaccel.evaluation.rivals import default_settings, parse_accel, resolve_accels, setting_name
+from hf_tokaccel.evaluation.script import exit_status
 from hf_tokaccel.evaluation.segmentation_pictures import class_colours
 from hf_tokaccel.reference import reference_model_path
 from hf_tokaccel.scenes import SceneDataset
@@ -152,12 +153,7 @@ def run(args: argparse.Namespace, console: Console) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
-    try:
-        run(args, Console(width=None if sys.stdout.isatty() else 120))
-    except ValueError as error:
-        print("error:", " ".join(str(error).split()), file=sys.stderr)
-        return 2
-    return 0
+    return exit_status(lambda: run(args, Console(width=None if sys.stdout.isatty() else 120)))
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ from weakref import WeakValueDictionary
 
 from transformers import PreTrainedConfig
 
-from .configuration import SIMILARITIES, TokenClusteringConfig, as_accel
+from .configuration import SIMILARITIES, TokenClusteringConfig, as_accel, require
 from .registry import FAMILIES, accelerated_class, native_class, unsupported
 
 # Configurations of built models by identity; an attribute would be copied and saved along.
@@ -74,6 +74,7 @@ class AcceleratedConfig(SettingConfig):
         accel_normalization: likewise.
         accel_similarities: what tokens of this family can be compared on, see `similarity_on`.
         accel_decodes_clusters: whether this family has a decoder that can run on clusters, see `decode_clusters`.
+        accel_decodes_change: whether that decoder has blocks, whose change `expansion="delta"` can add to the tokens.
         accel_fixed_image_size: whether forward accepts only `image_size` unless told otherwise.
         accel_unit: what is clustered together, in words for error messages.
     """
@@ -82,6 +83,7 @@ class AcceleratedConfig(SettingConfig):
     accel_normalization = "l2"
     accel_similarities = SIMILARITIES
     accel_decodes_clusters = False
+    accel_decodes_change = False
     accel_fixed_image_size = False
     accel_unit = "the image"
 
@@ -132,7 +134,11 @@ class AcceleratedConfig(SettingConfig):
         if self.accel_knows_host:
             host = self.accel_host()
             setting = family_of(host).fit_accel(setting, host)
-        return setting.resolve(self.accel_expansion, self.accel_normalization, self.accel_decodes_clusters)
+        setting = setting.resolve(self.accel_expansion, self.accel_normalization, self.accel_decodes_clusters)
+        without_effect = setting.decode_clusters and setting.expansion == "delta" and not self.accel_decodes_change
+        allowed = "None or False with expansion='delta' for this model, whose decoder has no blocks"
+        require(not without_effect, "decode_clusters", setting.decode_clusters, allowed, False)
+        return setting
 
 
 class BackboneHeadConfig(AcceleratedConfig):

@@ -175,7 +175,7 @@ def recipe_for(config: PreTrainedConfig) -> Recipe:
         chosen["similarity_on"] = family.accel_similarities[0]
     classifies = any("Classification" in name for name in getattr(config, "architectures", None) or ())
     last = 0 if classifies else RECIPE.last_blocks
-    return replace(RECIPE, fields=chosen, last_blocks=last, decodes=head.accel_decodes_clusters)
+    return replace(RECIPE, fields=chosen, last_blocks=last, decodes=head.accel_decodes_change)
 
 
 def recommend(

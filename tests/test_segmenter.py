@@ -323,19 +323,24 @@ def test_delta_adds_the_change_in_the_decoders_blocks_too(monkeypatch):
 
 
 @pytest.mark.parametrize("fields", [{"decoder_type": "linear"}, {"decoder_num_hidden_layers": 0}])
-def test_a_decoder_without_blocks_sees_all_tokens_of_delta(fields):
-    model, images = tiny_model(**fields), torch.randn(2, 3, 32, 32)
-    with torch.no_grad():
-        first, second = (ta.accelerate(model, {**DECODED, "decode_clusters": c})(images).logits for c in (True, False))
-    torch.testing.assert_close(first, second)
+def test_a_decoder_without_blocks_cannot_run_on_clusters_of_delta(fields):
+    model = tiny_model(**fields)
+    with pytest.raises(ValueError, match=r"decode_clusters=True .*decoder has no blocks.*decode_clusters=False"):
+        ta.accelerate(model, DECODED)
+    fastest = ta.TokenClusteringConfig.recommended(model.config, 32, 1.8)
+    assert ta.accelerate(model, fastest).config.accel["decode_clusters"] is False
 
 
 def test_frames_share_a_plan_in_the_decoder_too():
-    model = tiny_model()
-    images = torch.randn(1, 3, 32, 32).expand(2, -1, -1, -1)
+    model, frame = tiny_model(), torch.randn(1, 3, 32, 32)
+    clip = torch.cat((frame, torch.randn(1, 3, 32, 32)))
     with torch.no_grad():
-        shared, single = (ta.accelerate(model, {**DECODED, "shared_frames": n})(images).logits for n in (2, 1))
-    torch.testing.assert_close(shared, single, rtol=1e-4, atol=1e-4)
+        shared, single = (ta.accelerate(model, {**DECODED, "shared_frames": n}) for n in (2, 1))
+        twice = frame.expand(2, -1, -1, -1)
+        torch.testing.assert_close(shared(twice).logits, single(twice).logits, rtol=1e-4, atol=1e-4)
+        logits = shared(clip).logits
+        torch.testing.assert_close(shared(clip.flip(0)).logits.flip(0), logits, rtol=1e-4, atol=1e-4)
+        assert not torch.allclose(logits, single(clip).logits, atol=1e-2)
 
 
 @pytest.mark.graph

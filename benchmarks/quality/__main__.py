@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -21,6 +22,7 @@ from rich.console import Console
 
 from benchmarks.common import RESULTS, ROOT
 from hf_tokaccel.evaluation.models import DTYPES
+from hf_tokaccel.evaluation.script import exit_status
 
 from .measure import TASKS, run, task_of
 from .page import show, write_page, write_plots
@@ -82,28 +84,26 @@ def add_result(path: Path, name: str, part: dict) -> None:
     path.write_text(json.dumps({"models": models | {name: part}}, indent=1, allow_nan=False) + "\n")
 
 
-def main(argv: list[str] | None = None) -> int:
-    args = build_parser().parse_args(argv)
+def work(args: argparse.Namespace) -> None:
     console = Console(width=None if sys.stdout.isatty() else 170)
-    try:
-        args = complete(args)
-        jobs = {name: name for name in args.only or TASKS}
-        if args.model is not None:
-            jobs = {Path(args.model).resolve().name: task_of(args.model)}
-        results, page = (args.output,) * 2 if args.output else (RESULTS, ROOT / "docs")
-        if args.action == "run":
-            path = result_path(results, args.cpu)
-            for name, task in jobs.items():
-                part = run(task, args, console)
-                add_result(path, name, part)
-                show(name, part, console)
-            console.print(f"{path}")
-        write_plots(results, page)
-        console.print(f"{write_page(results, page)}")
-    except ValueError as error:
-        print("error:", " ".join(str(error).split()), file=sys.stderr)
-        return 2
-    return 0
+    args = complete(args)
+    jobs = {name: name for name in args.only or TASKS}
+    if args.model is not None:
+        jobs = {Path(args.model).resolve().name: task_of(args.model)}
+    results, page = (args.output,) * 2 if args.output else (RESULTS, ROOT / "docs")
+    if args.action == "run":
+        path = result_path(results, args.cpu)
+        for name, task in jobs.items():
+            part = run(task, args, console)
+            add_result(path, name, part)
+            show(name, part, console)
+        console.print(f"{path}")
+    write_plots(results, page)
+    console.print(f"{write_page(results, page)}")
+
+
+def main(argv: list[str] | None = None) -> int:
+    return exit_status(partial(work, build_parser().parse_args(argv)))
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from transformers import OneFormerProcessor
 import hf_tokaccel as ta
 
 from .pictures import Panel
-from .task import Task, Variant, give_inputs
+from .task import Task, Variant, add_label, give_inputs
 
 
 def give_task_input(model: nn.Module, folder: str, task: str = "panoptic") -> None:
@@ -63,21 +63,14 @@ class QueryTask(Task):
 
     def encode(self, sample: dict) -> dict:
         """Model input and truth: `pixel_values` (3, h, w), `valid` part of it, `size` of the image, `label` (H, W)."""
-        image, label = sample["image"], sample.get("label")
+        image = sample["image"]
         encoded = self.processor(images=image, return_tensors="pt", input_data_format="channels_last")
         item = {"pixel_values": encoded["pixel_values"][0], "size": tuple(image.shape[:2])}
         mask = encoded.get("pixel_mask")
         item["valid"] = tuple(item["pixel_values"].shape[-2:])
         if mask is not None:
             item["valid"] = int(mask[0].any(1).sum()), int(mask[0].any(0).sum())
-        if label is None:
-            return item
-        if tuple(label.shape) != item["size"]:
-            raise ValueError(
-                f"image {sample.get('name', '')} has {image.shape[0]}x{image.shape[1]} pixels, but its {self.truth} "
-                f"{label.shape[0]}x{label.shape[1]}: they must be equal"
-            )
-        return item | {"label": label}
+        return add_label(item, sample, self.truth)
 
     def run(self, variant: Variant, pixel_values: Tensor) -> tuple[Tensor, Tensor]:
         """Class logits (B, Q, classes + 1) and mask logits (B, Q, h, w) of Q queries for images (B, 3, H, W)."""

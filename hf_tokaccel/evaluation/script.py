@@ -176,6 +176,16 @@ def show_photographs(job: Job, console: Console) -> None:
             console.print(f"{variant.name}, {name}: {difference}")
 
 
+def exit_status(work: Callable[[], object]) -> int:
+    """Runs the work of a script: 0, or 2 and one line on the user's mistake."""
+    try:
+        work()
+    except ValueError as error:
+        print("error:", " ".join(str(error).split()), file=sys.stderr)
+        return 2
+    return 0
+
+
 def run_script(parser: argparse.ArgumentParser, load: Load, argv: list[str] | None = None) -> int:
     """A whole script; returns its exit status: 2 and one line on the user's mistakes.
 
@@ -185,20 +195,19 @@ def run_script(parser: argparse.ArgumentParser, load: Load, argv: list[str] | No
         argv: Arguments; None takes those of the command line.
     """
     args = parser.parse_args(argv)
+    return exit_status(partial(_run, args, load))
+
+
+def _run(args: argparse.Namespace, load: Load) -> None:
     start = time.perf_counter()
-    try:
-        job = Job(args, load)
-        console = Console(width=None if sys.stdout.isatty() else 170, stderr=args.json)
-        if job.accelerator.is_main_process:
-            args.output.mkdir(parents=True, exist_ok=True)
-        if job.dataset is not None:
-            evaluate_dataset(job, console)
-        elif job.accelerator.is_main_process:
-            show_photographs(job, console)
-    except ValueError as error:
-        print("error:", " ".join(str(error).split()), file=sys.stderr)
-        return 2
+    job = Job(args, load)
+    console = Console(width=None if sys.stdout.isatty() else 170, stderr=args.json)
+    if job.accelerator.is_main_process:
+        args.output.mkdir(parents=True, exist_ok=True)
+    if job.dataset is not None:
+        evaluate_dataset(job, console)
+    elif job.accelerator.is_main_process:
+        show_photographs(job, console)
     if job.accelerator.is_main_process:
         console.print(f"{time.perf_counter() - start:.0f} s; results are in {args.output}")
     job.accelerator.end_training()
-    return 0

@@ -25,7 +25,7 @@ from .queries import QueryTask, at_input_size
 from .segmentation import bootstrap, image_sums, interval, metrics_from_counts, num_sums
 from .segmentation_data import SegmentationDataset
 from .segmentation_pictures import draw_segmentation
-from .task import Summary, Task, Variant
+from .task import Summary, Task, Variant, add_label
 from .windows import Windows
 
 # Queries whose classes and masks make a semantic map; EoMT cuts images into parts of its own, DETR shares out pixels.
@@ -160,16 +160,9 @@ class SegmentationTask(Task):
 
     def encode(self, sample: dict) -> dict:
         """Model input and label: `pixel_values` (3, h, w), `size` of the image, `label` (H, W) if known."""
-        image, label = sample["image"], sample.get("label")
+        image = sample["image"]
         item = {"pixel_values": self._pixel_values(image), "size": tuple(image.shape[:2])}
-        if label is None:
-            return item
-        if tuple(label.shape) != item["size"]:
-            raise ValueError(
-                f"image {sample.get('name', '')} has {image.shape[0]}x{image.shape[1]} pixels, but its label "
-                f"{label.shape[0]}x{label.shape[1]}: they must be equal"
-            )
-        return item | {"label": label}
+        return add_label(item, sample, "label")
 
     def _pixel_values(self, image) -> Tensor:
         windows, options = self.protocol.windows, {"return_tensors": "pt", "input_data_format": "channels_last"}

@@ -16,6 +16,28 @@ from torch import Tensor, nn
 from .pictures import Panel
 
 
+def add_label(item: dict, sample: dict, what: str) -> dict:
+    """An encoded item with the label (H, W) of its sample, where it has one.
+
+    Args:
+        item: With the `size` (H, W) of the image.
+        sample: Read by the data set.
+        what: The label in words, for the error.
+
+    Raises:
+        ValueError: Image and label differ in size.
+    """
+    label = sample.get("label")
+    if label is None:
+        return item
+    if tuple(label.shape) != item["size"]:
+        sizes = ["x".join(map(str, size)) for size in (item["size"], label.shape)]
+        raise ValueError(
+            f"image {sample.get('name', '')} has {sizes[0]} pixels, but its {what} {sizes[1]}: they must be equal"
+        )
+    return item | {"label": label}
+
+
 class UnreadableError(ValueError):
     """A file that cannot be read, which the user may have skipped."""
 

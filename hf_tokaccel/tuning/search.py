@@ -196,7 +196,7 @@ class Search:
             yield from (replace(setting, inverse_temperature=value) for value in values)
             return
         if knob == "decoder":
-            if self.decodes and setting.expansion == "delta" and not setting.decode_clusters:
+            if self.recipe.decodes and setting.expansion == "delta" and not setting.decode_clusters:
                 yield replace(setting, reconstruct_after=None, decode_clusters=True)
             return
         for value in KNOBS[knob]:

@@ -12,13 +12,7 @@ from ...modeling import AcceleratedModel, enter, record
 from ...registry import register_family
 from ...track import TokenTrack
 from .configuration import SegmenterConfig
-from .modeling import (
-    SegmenterForSemanticSegmentation,
-    SegmenterMaskDecoder,
-    SegmenterModel,
-    pair,
-    token_grid,
-)
+from .modeling import SegmenterForSemanticSegmentation, SegmenterModel, pair, token_grid
 
 
 class TokAccelSegmenterConfig(AcceleratedConfig, SegmenterConfig):
@@ -32,6 +26,10 @@ class TokAccelSegmenterConfig(AcceleratedConfig, SegmenterConfig):
     model_type = "tokaccel_segmenter"
     native_class = SegmenterConfig
     accel_decodes_clusters = True
+
+    @property
+    def accel_decodes_change(self) -> bool:
+        return self.decoder_type != "linear" and self.decoder_num_hidden_layers > 0
 
 
 class _AcceleratedSegmenter(AcceleratedModel):
@@ -110,8 +108,6 @@ class TokAccelSegmenterForSemanticSegmentation(_AcceleratedSegmenter, SegmenterF
     def _decode_change(self, clusters: Tensor, track: TokenTrack) -> Tensor:
         """Logits of all tokens from a decoder whose blocks see clusters (B, M, hidden_size), after the LayerNorm."""
         tokens = self.segmenter.layernorm(track.rebuild(track.last_clusters))
-        if not isinstance(self.decode_head, SegmenterMaskDecoder):
-            return self.decode_head(tokens)
         before = self.decode_head.projection(clusters)
         after, classes = self.decode_head.transform(before)
         patches = self.decode_head.projection(tokens) + track.spread(after - before)
