@@ -7,7 +7,7 @@ import torch
 
 from benchmarks.quality import __main__ as command
 from benchmarks.quality import measure, page
-from benchmarks.quality.claim import Curve, claims, front, hull, losses_of, make_curve, spread
+from benchmarks.quality.claim import Curve, claims, front, losses_of, make_curve, spread
 from benchmarks.quality.measure import choose, curves_of, task_of
 
 
@@ -41,13 +41,6 @@ def test_losses_are_interpolated_between_neighbours_only():
     for speed, loss in ((1.0, 0.0), (1.25, 0.2), (1.5, 0.4), (1.75, 0.6), (2.0, 0.8)):
         assert curve.at(speed).item() == pytest.approx(loss)
     assert curve.at(2.01) is None
-
-
-def test_points_that_a_mixture_of_others_beats_are_left_out():
-    cheapness, losses = [1.0, 1.5, 2.0, 3.0, 2.5], [0.0, 1.0, 1.5, 4.0, 9.0]
-    assert front(cheapness, losses) == [0, 1, 2, 3]
-    assert hull(cheapness, losses) == [0, 2, 3]
-    assert hull([2.0], [1.0]) == [0]
 
 
 def test_validation_decides_which_points_count_and_test_what_they_lose():

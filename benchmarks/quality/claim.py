@@ -5,8 +5,9 @@ and its loss against the dense model. The dense model itself, once as cheap and 
 front. Which points belong to it is decided by how far outputs are from the dense model's on the validation scenes, so
 that no method gains by having more settings to pick from; the losses are those of the test scenes.
 
-Between two neighbouring points of a front the loss is interpolated linearly in the ratio of times. Beyond its cheapest
-point a method reaches nothing. Below its dearest point the loss is that point's: it is faster than was asked for.
+Between two neighbouring points of a front the loss is interpolated linearly in the ratio of times, so fronts need many
+points: a line over a wide gap, from the dense model say, promises what no setting reaches. Beyond its cheapest point a
+method reaches nothing. Below its dearest point the loss is that point's: it is faster than was asked for.
 
 Intervals are percentiles of a bootstrap over images with the same draws for every row. The points of the fronts and
 their speeds stay as they are, so the intervals say how far other images would move the losses, not what another choice
@@ -75,25 +76,6 @@ def front(cheapness: Sequence[float], losses: Sequence[float]) -> list[int]:
             best = losses[index]
             chosen.append(index)
     return chosen[::-1]
-
-
-def hull(cheapness: Sequence[float], losses: Sequence[float]) -> list[int]:
-    """Indices of the points of `front` that no mixture of two others beats, the dearest first.
-
-    Losses between points are interpolated, so the others only say that there was a worse setting near by.
-
-    Raises:
-        ValueError: see `front`.
-    """
-    chosen: list[int] = []
-    for index in front(cheapness, losses):
-        while len(chosen) > 1:
-            (x0, y0), (x1, y1), (x2, y2) = ((cheapness[i], losses[i]) for i in (*chosen[-2:], index))
-            if (y1 - y0) * (x2 - x0) < (y2 - y0) * (x1 - x0):
-                break
-            chosen.pop()
-        chosen.append(index)
-    return chosen
 
 
 def make_curve(cheapness: Sequence[float], chosen_by: Sequence[float], losses: Tensor) -> Curve:
