@@ -1,6 +1,6 @@
 """Quality at equal speed on rendered scenes: token clustering as released and ours against plain rivals.
 
-python -m benchmarks.quality                        the three reference models, about half an hour on two cores
+python -m benchmarks.quality                        the three reference models, about 45 minutes on two cores
 python -m benchmarks.quality --only depth           one of them; the others in the result file stay
 python -m benchmarks.quality --model DIR            a model of one's own, trained on scenes
 python -m benchmarks.quality --quick                a look within minutes; writes to outputs/quality

@@ -23,6 +23,8 @@ _SHAPES = {
 }
 _OTHER = ("v", ":")
 _SQUEEZED = 4  # times as far from the others as these are from each other
+# Of the width of the plot, what a label of a row outside takes.
+_LABEL_WIDTH = 0.04
 _RIVALS = {"lower resolution": "#6c6c6c", "token merging": "#8338ec"}
 _SETTING = re.compile(r" \d+x\d+(?: after \d+(?: to \d+)?)?| r?=?\d+ (?:per|a) layer")
 _AGREEMENTS = {
@@ -222,18 +224,23 @@ def _window(points: Sequence[Point]) -> tuple[float, float] | None:
 
 
 def _mark_outside(axis, points: Sequence[Point], cost: str, window: tuple[float, float]) -> None:
-    """Says where the rows are that the range leaves out."""
+    """Says where the rows are that the range leaves out; rows too near each other share a label."""
     low, high = window
-    for point in points:
-        if low <= point.quality <= high:
-            continue
-        above = point.quality > high
-        y = high if above else low
-        x = getattr(point, cost)
-        shape = {"marker": 6 if above else 7, "color": _RIVALS.get(point.kind, "#555555"), "markersize": 8}
-        axis.plot([x], [y], clip_on=False, zorder=5, linestyle="none", **shape)
-        text = {"xytext": (0, -18 if above else 11), "textcoords": "offset points", "ha": "center", "fontsize": 7}
-        axis.annotate(f"{point.quality:.4g}", (x, y), **text, color="#444444")
+    for above in (False, True):
+        outside = [p for p in points if (p.quality > high if above else p.quality < low)]
+        labels: list[tuple[float, list[str]]] = []
+        for point in sorted(outside, key=lambda p: getattr(p, cost)):
+            x = getattr(point, cost)
+            shape = {"marker": 6 if above else 7, "color": _RIVALS.get(point.kind, "#555555"), "markersize": 8}
+            axis.plot([x], [high if above else low], clip_on=False, zorder=5, linestyle="none", **shape)
+            left, right = axis.get_xlim()
+            if not labels or x - labels[-1][0] > _LABEL_WIDTH * (right - left):
+                labels.append((x, []))
+            labels[-1][1].append(f"{point.quality:.3g}")
+        text = {"textcoords": "offset points", "ha": "center", "va": "top" if above else "bottom", "fontsize": 7}
+        text |= {"xytext": (0, -8 if above else 8), "rotation": 90, "color": "#444444"}
+        for x, values in labels:
+            axis.annotate(", ".join(values), (x, high if above else low), **text)
 
 
 def _by_method(points: Sequence[Point]) -> dict[str, list[Point]]:
