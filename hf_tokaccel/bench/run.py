@@ -135,6 +135,8 @@ def _prepare(rival: Rival, mode: Mode, base: PreTrainedModel, images: Tensor) ->
     output = output[0], output[1].clone()
     if mode.compile is not None:
         call()  # CUDA graphs are recorded in the second call
+        if alone is not None:
+            alone()  # compiles, too: of token merging, whose every layer has another shape, for minutes
     gc.collect()
     return _Runner(rival, mode, call, alone, output, peak_memory(call, images.device))
 
