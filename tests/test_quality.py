@@ -183,7 +183,8 @@ def test_a_run_from_sweep_to_page(task, tmp_path):
     assert part["rows"][0]["loss"] == {"value": 0.0, "interval": [0.0, 0.0]}
     assert ("token merging" in kinds) == (task != "panoptic")
     assert any("windows" in note for note in part["notes"]) == (task == "panoptic")
-    axes = ["speed", "backbone speed", "GFLOPs", "backbone GFLOPs"] if task == "panoptic" else ["speed", "GFLOPs"]
+    costs = ["speed", "backbone speed", "GFLOPs", "backbone GFLOPs"] if task == "panoptic" else ["speed", "GFLOPs"]
+    axes = [*costs, "difference"]
     assert list(part["claims"]) == axes
     text = (tmp_path / "quality.md").read_text()
     for picture in (tmp_path / "quality").iterdir():
