@@ -12,7 +12,8 @@ torch.set_num_threads(1)
 
 
 def pytest_collection_modifyitems(items):
-    """Graph tests of classes that only repeat the blocks of another class of their family are slow ones."""
+    """Graph tests are slow ones in classes that repeat the blocks of another class of their family, or say so."""
     for item in items:
-        if item.get_closest_marker("graph") and getattr(item.cls, "secondary", False):
+        slow = any(getattr(item.cls, name, False) for name in ("secondary", "slow_graphs"))
+        if slow and item.get_closest_marker("graph"):
             item.add_marker(pytest.mark.slow)

@@ -79,6 +79,8 @@ class FamilyTester:
         secondary: whether another class, of this family or of one built alike, runs the same blocks by the same
             wrappers; then compiling, exporting and fresh processes, which take most of the time, are tested by
             `make test-slow` only.
+        slow_graphs: whether the same holds for a class whose blocks are its own, to keep the default run short: its
+            wrappers are those of a family that is tested by default.
     """
 
     native = None
@@ -98,6 +100,7 @@ class FamilyTester:
     single_graph = True
     unchanged_states = None
     secondary = False
+    slow_graphs = False
 
     def config(self):
         """A tiny native configuration with large random weights; default ones output about 1e-8 and prove nothing."""

@@ -43,6 +43,7 @@ class SemanticTester:
         tolerance: between different orders of float32 arithmetic, relative to the largest output.
         secondary: whether another class of the family runs the same layers; then compiling, exporting and fresh
             processes are tested by `make test-slow` only.
+        slow_graphs: see `FamilyTester`.
     """
 
     native = None
@@ -60,6 +61,7 @@ class SemanticTester:
     flop_ratio = 0.9
     tolerance = 1e-5
     secondary = False
+    slow_graphs = False
 
     def config(self):
         """A tiny native configuration with large random weights; default ones output about 1e-8 and prove nothing."""

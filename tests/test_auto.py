@@ -231,6 +231,7 @@ def test_disk_and_cpu_offload_are_exact(tmp_path, native):
     assert torch.allclose(run(offloaded, images), run(fast, images), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_second_image_size_compiles_too():
     """torch.compile then takes the size for a symbol; the grid must not become one."""
     torch._dynamo.reset()

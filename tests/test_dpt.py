@@ -81,6 +81,7 @@ class TestDPTForSemanticSegmentation(DPTTester):
 class TestDPTHybrid(DPTTester):
     """ViT-hybrid: ResNet stem, its first two stages and two blocks feed the neck."""
 
+    slow_graphs = True
     native, auto = DPTForDepthEstimation, AutoModelForDepthEstimation
     image_size = (128, 128)
     other_size = None

@@ -113,6 +113,7 @@ class QueryBlocksTester(FamilyTester):
 
 
 class TestEomt(QueryBlocksTester):
+    slow_graphs = True
     native = EomtForUniversalSegmentation
     legacy_key = new_key = "layers.0.attention.q_proj.weight"
 

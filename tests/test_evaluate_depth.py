@@ -285,6 +285,7 @@ def test_an_accelerated_folder_is_measured_at_its_own_setting(evaluate, tmp_path
     np.testing.assert_array_equal(quality(stored), quality(named))
 
 
+@pytest.mark.slow  # by default segmentation's is run, through the same loop
 def test_two_processes_give_the_same_metrics(main, model_folder, tmp_path):
     # Seven images in batches of two: neither the images nor the batches divide evenly.
     options = ["--model", str(model_folder), "--cpu", "--rounds", "1", "--limit", "7", "--batch-size", "2"]

@@ -126,6 +126,7 @@ class TestRfDetrModel(DetectionTester):
 
 
 class TestRfDetrForObjectDetection(TestRfDetrModel):
+    slow_graphs = True
     secondary = False
     native, auto = RfDetrForObjectDetection, AutoModelForObjectDetection
 

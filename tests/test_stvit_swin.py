@@ -81,6 +81,7 @@ class SwinTester(SemanticTester):
 
 
 class TestSTViTSwinForImageClassification(SwinTester):
+    slow_graphs = True
     native, ours = SwinForImageClassification, TokAccelSTViTSwinForImageClassification
     auto = AutoModelForImageClassification
     image_size = (60, 50)

@@ -81,6 +81,7 @@ class TestSwinv2ForMaskedImageModeling(Swinv2Tester):
 
 
 class TestSwinv2Backbone(Swinv2Tester):
+    slow_graphs = True
     native, auto = Swinv2Backbone, TokAccelSwinv2Backbone
 
     def config(self):

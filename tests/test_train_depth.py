@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 from safetensors.torch import load_file
 from transformers import AutoImageProcessor, AutoModelForDepthEstimation
@@ -23,6 +24,7 @@ def launch(*arguments: str, through: tuple[str, ...] = ()) -> None:
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 def test_resumed_training_equals_uninterrupted_training(tmp_path):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     accelerate = ("-m", "accelerate.commands.launch", "--cpu", "--num_processes", "1")

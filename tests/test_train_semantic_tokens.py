@@ -492,6 +492,7 @@ def test_best_weights_are_kept(main, tmp_path):
     assert value == pytest.approx(max(accuracies), abs=5e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.graph
 def test_two_processes_train_and_evaluate_as_one(main, tmp_path, capsys):
     torch.manual_seed(0)
