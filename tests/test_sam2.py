@@ -166,6 +166,7 @@ class TestSam2HieraDetModel(HieraTester):
 
 
 class TestSam2VisionModel(HieraTester):
+    slow_graphs = True
     native, auto = Sam2VisionModel, AutoModel
     legacy_key = new_key = "backbone.blocks.0.attn.qkv.weight"
 
