@@ -45,14 +45,14 @@ def family_classes():
                 yield cls
 
 
-# Of DINOv2's backbone float32 itself is 1.5e-5 of the largest output from float64 here, so compiled and eager float32
-# may differ by twice that.
-TOLERANCE = 3e-5
+# Where float32 itself is 1.5e-5 of the largest output from float64, so that compiled and eager float32 may differ by
+# twice that.
+TOLERANCES = {"TestDinov2Backbone": 3e-5}
 
 
 def at_recommended(cls):
     others = {name: None for name in dir(cls) if name.startswith("test_") and name not in GUARANTEES}
-    values = {"accel": _Recommended(), "tolerance": max(cls.tolerance, TOLERANCE)}
+    values = {"accel": _Recommended(), "tolerance": TOLERANCES.get(cls.__name__, cls.tolerance)}
     return type(f"{cls.__name__}Recommended", (cls,), {**others, **values})
 
 
