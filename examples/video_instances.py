@@ -18,17 +18,21 @@ from rich.table import Table
 from torch import Tensor
 
 import hf_tokaccel as ta
-from hf_tokaccel.evaluation import Variant, count_gflops, make_accelerator, panoptic, panoptic_task, time_interleaved
-from hf_tokaccel.evaluation.datasets import open_photographs
-from hf_tokaccel.evaluation.models import input_size, load_model
-from hf_tokaccel.evaluation.panoptic_pictures import show_segments
+from hf_tokaccel.evaluation import Variant, count_gflops, make_accelerator, time_interleaved
+from hf_tokaccel.evaluation.models import load_model
+from hf_tokaccel.evaluation.panoptic import task as panoptic_task
+from hf_tokaccel.evaluation.panoptic.pictures import show_segments
 from hf_tokaccel.evaluation.pictures import Panel, empty_grid
 from hf_tokaccel.evaluation.queries import give_task_input
-from hf_tokaccel.evaluation.rivals import default_settings, parse_accel, resolve_accels, setting_name
 from hf_tokaccel.evaluation.script import exit_status
-from hf_tokaccel.evaluation.segmentation_pictures import class_colours
+from hf_tokaccel.evaluation.segmentation.pictures import class_colours
+from hf_tokaccel.images import input_size, open_photographs
+from hf_tokaccel.measure.metrics import panoptic
 from hf_tokaccel.reference import reference_model_path
+from hf_tokaccel.rivals.settings import default_settings
 from hf_tokaccel.scenes import SceneDataset
+from hf_tokaccel.settings.naming import setting_name
+from hf_tokaccel.tuning.text import parse_accel, resolve_accels
 
 LEAST = {"length": 2, "shared": 2, "rounds": 1, "seed": 0}
 

@@ -3,11 +3,15 @@
 from typing import Any
 
 from . import models as _models  # noqa: F401  registers the tokaccel_* types
-from .auto import accelerate, accelerate_config, to_native, to_native_config
-from .configuration import TokenClusteringConfig
+from .auto import accelerate, accelerate_config
+from .hosts.convert import to_native, to_native_config
+from .hosts.track import observe_clusters
 from .registry import FAMILIES, support_table
 from .semantic import SemanticTokenConfig
-from .track import observe_clusters
+from .settings.clustering import TokenClusteringConfig
+from .tuning.encoder import for_speedup
+from .tuning.recommended import recommended
+from .tuning.released import released
 from .version import __version__
 
 __all__ = [
@@ -17,7 +21,10 @@ __all__ = [
     "__version__",
     "accelerate",
     "accelerate_config",
+    "for_speedup",
     "observe_clusters",
+    "recommended",
+    "released",
     "support_table",
     "to_native",
     "to_native_config",

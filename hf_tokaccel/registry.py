@@ -59,6 +59,20 @@ def _transformers_base(cls: type) -> type:
     return next(base for base in cls.__mro__ if base.__module__.startswith("transformers.models."))
 
 
+def holds_setting(config: object) -> bool:
+    """Whether a configuration is of a class of ours, whose `accel` means something."""
+    return hasattr(type(config), "resolve_accel")
+
+
+def is_accelerated(cls: type) -> bool:
+    """Whether a class is, or derives from, the accelerated counterpart of another."""
+    return not _accelerated_classes().isdisjoint(cls.__mro__)
+
+
+def _accelerated_classes() -> set[type]:
+    return set(_accelerated.values())
+
+
 def accelerated_class(native: type) -> type | None:
     """The accelerated counterpart of a native class; None if there is none."""
     return _accelerated.get(native)

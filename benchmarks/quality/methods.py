@@ -9,10 +9,12 @@ from torch import nn
 
 import hf_tokaccel as ta
 from hf_tokaccel import TokenClusteringConfig
-from hf_tokaccel.evaluation.models import input_step, stored_accel
-from hf_tokaccel.evaluation.rivals import Entry, setting_name
-from hf_tokaccel.evaluation.task import Variant
-from hf_tokaccel.merging import merge_in_layers
+from hf_tokaccel.hosts.config import stored_accel
+from hf_tokaccel.images import input_step
+from hf_tokaccel.measure.variant import Variant
+from hf_tokaccel.rivals.entries import Entry
+from hf_tokaccel.rivals.merging import merge_in_layers
+from hf_tokaccel.settings.naming import setting_name
 from hf_tokaccel.tuning.encoder import describe_encoder
 
 Size = tuple[int, int]

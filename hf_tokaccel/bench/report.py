@@ -10,7 +10,8 @@ from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
 
-from ..evaluation.report import GFLOPS_NOTE, WholeTable
+from ..results.rows import GFLOPS_NOTE
+from ..results.tables import WholeTable
 
 _READS = {
     "relative_error": "rel. error to dense ↓",

@@ -13,14 +13,15 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from .. import TokenClusteringConfig
-from ..evaluation.environment import describe_environment
-from ..evaluation.speed import seconds_interleaved, summarise
-from .agreement import agreement, reading
-from .measure import MethodAlone, peak_memory
+from ..measure.agreement import agreement, reading
+from ..measure.environment import describe_environment
+from ..measure.memory import peak_memory
+from ..measure.method import MethodAlone
+from ..measure.speed import seconds_interleaved, summarise
+from ..rivals.rows import Rival, rivals_of
+from ..settings.clustering import TokenClusteringConfig
 from .modes import Mode
 from .report import BenchResult, BenchRow
-from .rivals import Rival, rivals_of
 
 
 @dataclass

@@ -16,15 +16,18 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 from rich.console import Console
 
-from hf_tokaccel import TokenClusteringConfig
-
-from .compare import compare, compile_model, first_batch
-from .datasets import open_photographs
-from .environment import describe_environment
+from ..images import open_photographs
+from ..measure.compilation import compile_model
+from ..measure.environment import describe_environment
+from ..results.rows import Result
+from ..results.tables import to_class_table, to_markdown, to_table
+from ..rivals.entries import entries_for
+from ..rivals.settings import default_settings, settings_to_show
+from ..settings.clustering import TokenClusteringConfig
+from ..tuning.text import parse_accels, resolve_accels
+from .compare import compare, first_batch
 from .models import DTYPES
 from .processes import make_accelerator
-from .report import Result, to_class_table, to_markdown, to_table
-from .rivals import default_settings, entries_for, parse_accels, resolve_accels, settings_to_show
 from .task import Task
 
 LEAST = {"batch_size": 1, "rounds": 1, "limit": 1, "pictures": 0, "num_workers": 0, "seed": 0}

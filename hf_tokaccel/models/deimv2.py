@@ -2,8 +2,8 @@
 
 from transformers import Deimv2Config, Deimv2ForObjectDetection, Deimv2Model, PreTrainedConfig
 
-from ..configs import AcceleratedConfig
-from ..modeling import AcceleratedModel
+from ..hosts.config import AcceleratedConfig
+from ..hosts.modeling import AcceleratedModel
 from ..registry import register_family, unsupported
 
 

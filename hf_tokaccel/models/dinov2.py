@@ -3,8 +3,8 @@
 from transformers import Dinov2Backbone, Dinov2Config, Dinov2ForImageClassification, Dinov2Model
 from transformers.models.dinov2.modeling_dinov2 import Dinov2Encoder
 
-from ..configs import AcceleratedConfig
-from ..modeling import AcceleratedModel, enter, loop, read, record
+from ..hosts.config import AcceleratedConfig
+from ..hosts.modeling import AcceleratedModel, enter, loop, read, record
 from ..registry import register_family
 
 

@@ -8,8 +8,8 @@ from transformers import (
 )
 from transformers.models.dinov2_with_registers.modeling_dinov2_with_registers import Dinov2WithRegistersEncoder
 
-from ..configs import AcceleratedConfig
-from ..modeling import AcceleratedModel, enter, loop, read, record
+from ..hosts.config import AcceleratedConfig
+from ..hosts.modeling import AcceleratedModel, enter, loop, read, record
 from ..registry import register_family
 
 

@@ -15,10 +15,10 @@ from transformers.models.dinov3_vit.modeling_dinov3_vit import (
     get_patches_center_coordinates,
 )
 
-from ..configs import AcceleratedConfig
-from ..modeling import AcceleratedModel, enter, record
+from ..hosts.config import AcceleratedConfig
+from ..hosts.modeling import AcceleratedModel, enter, record
+from ..hosts.track import TokenTrack
 from ..registry import register_family
-from ..track import TokenTrack
 
 
 class TokAccelDINOv3ViTConfig(AcceleratedConfig, DINOv3ViTConfig):

@@ -5,8 +5,8 @@ from typing import Any
 from transformers import DPTConfig, DPTForDepthEstimation, DPTForSemanticSegmentation, DPTModel, PreTrainedConfig
 from transformers.models.dpt.modeling_dpt import DPTViTEncoder
 
-from ..configs import AcceleratedConfig
-from ..modeling import AcceleratedModel, enter, loop, read, record
+from ..hosts.config import AcceleratedConfig
+from ..hosts.modeling import AcceleratedModel, enter, loop, read, record
 from ..registry import FAMILIES, register_family, unsupported
 
 

@@ -5,11 +5,12 @@ from typing import Any
 
 from transformers import AutoModelForImageSegmentation, EomtConfig, EomtForUniversalSegmentation
 
-from ..configs import AcceleratedConfig
-from ..configuration import TokenClusteringConfig, as_accel
-from ..modeling import AcceleratedModel, enter, record
+from ..hosts.config import AcceleratedConfig
+from ..hosts.modeling import AcceleratedModel, enter, record
+from ..hosts.track import TokenTrack
 from ..registry import register_family
-from ..track import TokenTrack
+from ..settings.clustering import TokenClusteringConfig
+from ..settings.methods import as_accel
 
 
 class QueryBlocksConfig(AcceleratedConfig):

@@ -6,9 +6,9 @@ from torch import Tensor
 from transformers import AutoModelForImageSegmentation, EomtDinov3Config, EomtDinov3ForUniversalSegmentation
 from transformers.models.eomt_dinov3.modeling_eomt_dinov3 import EomtDinov3RotaryEmbedding
 
-from ..modeling import enter, record
+from ..hosts.modeling import enter, record
+from ..hosts.track import TokenTrack, ambient_track
 from ..registry import register_family
-from ..track import TokenTrack, ambient_track
 from .dinov3_vit import rotary_of_patches, rotate_clusters
 from .eomt import QueryBlocksConfig, QueryBlocksModel
 

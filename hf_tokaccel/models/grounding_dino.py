@@ -2,8 +2,8 @@
 
 from transformers import GroundingDinoConfig, GroundingDinoForObjectDetection, GroundingDinoModel
 
-from ..configs import BackboneHeadConfig
-from ..modeling import AcceleratedModel
+from ..hosts.config import BackboneHeadConfig
+from ..hosts.modeling import AcceleratedModel
 from ..registry import register_family
 
 

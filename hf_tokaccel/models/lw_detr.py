@@ -6,9 +6,9 @@ from transformers import LwDetrConfig, LwDetrForObjectDetection, LwDetrModel, Pr
 from transformers.models.lw_detr.configuration_lw_detr import LwDetrViTConfig
 from transformers.models.lw_detr.modeling_lw_detr import LwDetrViTBackbone, LwDetrViTEncoder
 
-from ..configs import AcceleratedConfig
-from ..layout import TokenLayout
-from ..modeling import AcceleratedModel, enter, image_grid, record
+from ..hosts.config import AcceleratedConfig
+from ..hosts.layout import TokenLayout
+from ..hosts.modeling import AcceleratedModel, enter, image_grid, record
 from ..registry import register_family
 
 

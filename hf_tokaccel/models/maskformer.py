@@ -7,8 +7,8 @@ from transformers import (
     MaskFormerModel,
 )
 
-from ..configs import BackboneHeadConfig
-from ..modeling import AcceleratedModel
+from ..hosts.config import BackboneHeadConfig
+from ..hosts.modeling import AcceleratedModel
 from ..registry import register_family
 
 

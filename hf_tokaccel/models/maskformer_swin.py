@@ -11,11 +11,9 @@ from transformers.models.maskformer.modeling_maskformer_swin import (
     MaskFormerSwinStage,
 )
 
-from ..configuration import TokenClusteringConfig
-from ..graft import become
-from ..modeling import AcceleratedModel, read, run_tracked
-from ..registry import register_family
-from ..stages import (
+from ..hosts.graft import become
+from ..hosts.modeling import AcceleratedModel, read, run_tracked
+from ..hosts.stages import (
     AcceleratedStage,
     Seen,
     StagedConfig,
@@ -24,7 +22,9 @@ from ..stages import (
     relative_position_index,
     resize_bias_table,
 )
-from ..track import ambient_read
+from ..hosts.track import ambient_read
+from ..registry import register_family
+from ..settings.clustering import TokenClusteringConfig
 
 # What the stages get for `output_hidden_states` where only the last state of each is read; true, as its host expects.
 _ENDS = "ends of stages"

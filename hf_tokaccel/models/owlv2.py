@@ -10,8 +10,8 @@ from transformers import (
 )
 from transformers.models.owlv2.modeling_owlv2 import Owlv2VisionTransformer
 
-from ..configs import AcceleratedConfig
-from ..modeling import AcceleratedModel, enter, record
+from ..hosts.config import AcceleratedConfig
+from ..hosts.modeling import AcceleratedModel, enter, record
 from ..registry import register_family
 
 

@@ -10,8 +10,8 @@ from transformers import (
 )
 from transformers.models.owlvit.modeling_owlvit import OwlViTVisionTransformer
 
-from ..configs import AcceleratedConfig
-from ..modeling import AcceleratedModel, enter, record
+from ..hosts.config import AcceleratedConfig
+from ..hosts.modeling import AcceleratedModel, enter, record
 from ..registry import register_family
 
 

@@ -13,9 +13,9 @@ from transformers import (
 from transformers.models.rf_detr.configuration_rf_detr import RfDetrDinov2Config
 from transformers.models.rf_detr.modeling_rf_detr import RfDetrDinov2Encoder
 
-from ..configs import AcceleratedConfig
-from ..layout import TokenLayout
-from ..modeling import AcceleratedModel, enter, image_grid, loop, record
+from ..hosts.config import AcceleratedConfig
+from ..hosts.layout import TokenLayout
+from ..hosts.modeling import AcceleratedModel, enter, image_grid, loop, record
 from ..registry import register_family
 
 

@@ -10,12 +10,12 @@ from torch import Tensor
 from transformers import PreTrainedConfig, SamConfig, SamModel, SamVisionConfig, SamVisionModel
 from transformers.models.sam.modeling_sam import SamVisionEncoder
 
-from ..configs import AcceleratedConfig
-from ..configuration import TokenClusteringConfig
-from ..graft import change
-from ..layout import TokenLayout, WindowLayout
-from ..modeling import AcceleratedModel, enter, image_grid, record
+from ..hosts.config import AcceleratedConfig
+from ..hosts.graft import change
+from ..hosts.layout import TokenLayout, WindowLayout
+from ..hosts.modeling import AcceleratedModel, enter, image_grid, record
 from ..registry import register_family
+from ..settings.clustering import TokenClusteringConfig
 
 SLACK = 1  # pixels that a point may lie beyond the border: half precision rounds coordinates
 

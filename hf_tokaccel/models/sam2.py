@@ -14,12 +14,12 @@ from transformers import (
     Sam2VisionModel,
 )
 
-from ..configs import AcceleratedConfig
-from ..configuration import TokenClusteringConfig
-from ..graft import change
-from ..layout import TokenLayout, WindowLayout
-from ..modeling import AcceleratedModel, enter, image_grid, record
+from ..hosts.config import AcceleratedConfig
+from ..hosts.graft import change
+from ..hosts.layout import TokenLayout, WindowLayout
+from ..hosts.modeling import AcceleratedModel, enter, image_grid, record
 from ..registry import register_family, unsupported
+from ..settings.clustering import TokenClusteringConfig
 from .sam import prompted
 
 

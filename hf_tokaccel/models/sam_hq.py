@@ -6,10 +6,10 @@ from collections.abc import Callable
 from transformers import PreTrainedConfig, SamHQConfig, SamHQModel, SamHQVisionConfig, SamHQVisionModel
 from transformers.models.sam_hq.modeling_sam_hq import SamHQVisionEncoder
 
-from ..configs import AcceleratedConfig
-from ..modeling import AcceleratedModel, enter, hidden_state_indices, record, wanted_hidden_states
+from ..hosts.config import AcceleratedConfig
+from ..hosts.modeling import AcceleratedModel, enter, hidden_state_indices, record, wanted_hidden_states
+from ..hosts.track import ambient_track
 from ..registry import register_family
-from ..track import ambient_track
 from .sam import WindowedVisionConfig, WindowedVisionEncoder, prompted
 
 

@@ -21,10 +21,10 @@ from transformers.utils import TransformersKwargs
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
-from ..semantic.configuration import SemanticTokenConfig
 from ..semantic.layers import SemanticAttention, SemanticLayer, branch_dropout
 from ..semantic.modeling import SemanticConfig, SemanticFamily, SemanticModel, register_semantic_family
 from ..semantic.pooling import GlobalCenters, SemanticPooling, check_token_grid
+from ..settings.semantic import SemanticTokenConfig
 
 
 class TokAccelSTViTConfig(SemanticConfig, ViTConfig):

@@ -10,11 +10,9 @@ from transformers import (
 )
 from transformers.models.swin.modeling_swin import SwinLayer, SwinRelativePositionBias, SwinStage
 
-from ..configuration import TokenClusteringConfig
-from ..graft import become
-from ..modeling import AcceleratedModel
-from ..registry import register_family
-from ..stages import (
+from ..hosts.graft import become
+from ..hosts.modeling import AcceleratedModel
+from ..hosts.stages import (
     AcceleratedStage,
     Seen,
     StagedConfig,
@@ -24,6 +22,8 @@ from ..stages import (
     resize_bias_table,
     through_clusters,
 )
+from ..registry import register_family
+from ..settings.clustering import TokenClusteringConfig
 
 
 class TokAccelSwinConfig(StagedConfig, SwinConfig):

@@ -15,11 +15,9 @@ from transformers import (
 )
 from transformers.models.swinv2.modeling_swinv2 import Swinv2Layer, Swinv2SelfAttention, Swinv2Stage
 
-from ..configuration import TokenClusteringConfig
-from ..graft import become
-from ..modeling import AcceleratedModel
-from ..registry import register_family
-from ..stages import (
+from ..hosts.graft import become
+from ..hosts.modeling import AcceleratedModel
+from ..hosts.stages import (
     AcceleratedStage,
     Seen,
     StagedConfig,
@@ -28,6 +26,8 @@ from ..stages import (
     relative_position_index,
     through_clusters,
 )
+from ..registry import register_family
+from ..settings.clustering import TokenClusteringConfig
 
 
 class TokAccelSwinv2Config(StagedConfig, Swinv2Config):

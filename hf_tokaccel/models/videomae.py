@@ -9,9 +9,9 @@ from transformers import (
     VideoMAEModel,
 )
 
-from ..configs import AcceleratedConfig
-from ..layout import SliceLayout
-from ..modeling import AcceleratedModel, enter, image_grid, read, record
+from ..hosts.config import AcceleratedConfig
+from ..hosts.layout import SliceLayout
+from ..hosts.modeling import AcceleratedModel, enter, image_grid, read, record
 from ..registry import register_family
 
 

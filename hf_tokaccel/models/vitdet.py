@@ -5,12 +5,12 @@ from typing import Any
 from transformers import PreTrainedConfig, VitDetBackbone, VitDetConfig, VitDetModel
 from transformers.models.vitdet.modeling_vitdet import VitDetEncoder
 
-from ..configs import AcceleratedConfig
-from ..configuration import TokenClusteringConfig
-from ..graft import change
-from ..layout import MapLayout, TokenLayout, WindowLayout
-from ..modeling import AcceleratedModel, enter, image_grid, record
+from ..hosts.config import AcceleratedConfig
+from ..hosts.graft import change
+from ..hosts.layout import MapLayout, TokenLayout, WindowLayout
+from ..hosts.modeling import AcceleratedModel, enter, image_grid, record
 from ..registry import register_family
+from ..settings.clustering import TokenClusteringConfig
 
 
 class TokAccelVitDetConfig(AcceleratedConfig, VitDetConfig):

@@ -2,8 +2,8 @@
 
 from transformers import PreTrainedConfig, VitMatteConfig, VitMatteForImageMatting
 
-from ..configs import AcceleratedConfig
-from ..modeling import AcceleratedModel
+from ..hosts.config import AcceleratedConfig
+from ..hosts.modeling import AcceleratedModel
 from ..registry import register_family
 
 

@@ -11,8 +11,8 @@ from transformers import (
 )
 from transformers.models.vitpose_backbone.modeling_vitpose_backbone import VitPoseBackboneEncoder
 
-from ..configs import AcceleratedConfig
-from ..modeling import AcceleratedModel, enter, record
+from ..hosts.config import AcceleratedConfig
+from ..hosts.modeling import AcceleratedModel, enter, record
 from ..registry import register_family
 
 

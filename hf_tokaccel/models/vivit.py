@@ -4,9 +4,9 @@ from typing import Any
 
 from transformers import VivitConfig, VivitForVideoClassification, VivitModel
 
-from ..configs import AcceleratedConfig
-from ..layout import SliceLayout
-from ..modeling import AcceleratedModel, enter, image_grid, read, record
+from ..hosts.config import AcceleratedConfig
+from ..hosts.layout import SliceLayout
+from ..hosts.modeling import AcceleratedModel, enter, image_grid, read, record
 from ..registry import register_family
 
 

@@ -2,8 +2,8 @@
 
 from transformers import PreTrainedConfig, ZoeDepthConfig, ZoeDepthForDepthEstimation
 
-from ..configs import AcceleratedConfig
-from ..modeling import AcceleratedModel
+from ..hosts.config import AcceleratedConfig
+from ..hosts.modeling import AcceleratedModel
 from ..registry import FAMILIES, register_family, unsupported
 
 

@@ -18,11 +18,12 @@ from transformers import (
 from transformers.backbone_utils import BackboneMixin
 from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING
 
-from ..configs import AcceleratedConfig, SettingConfig
-from ..configuration import as_accel
-from ..hub import ShimMixin
+from ..hosts.config import AcceleratedConfig, SettingConfig
+from ..hosts.convert import convert_config
+from ..hub.shim import ShimMixin
 from ..registry import auto_models_of, tell_pipelines
-from .configuration import SemanticTokenConfig
+from ..settings.methods import as_accel
+from ..settings.semantic import SemanticTokenConfig
 from .layers import initialize_layer_scale
 from .pooling import initialize_centers
 
@@ -194,10 +195,7 @@ def _from_plain(cls: type, native_class: type, name: Any, args: tuple, config: A
 
 def plain_config(config: PreTrainedConfig, cls: type[PreTrainedConfig]) -> PreTrainedConfig:
     """The host's own configuration with the values of one with semantic tokens."""
-    values = config.to_dict()
-    for name in ("model_type", "accel", "auto_map", "architectures", "transformers_version"):
-        values.pop(name, None)
-    return cls(**values)
+    return convert_config(config, cls, without=("architectures",))
 
 
 def semantic_config(config: PreTrainedConfig, accel: SemanticTokenConfig) -> PreTrainedConfig:
@@ -227,12 +225,7 @@ def semantic_config(config: PreTrainedConfig, accel: SemanticTokenConfig) -> Pre
         )
     else:
         cls = family.config
-    values = config.to_dict()
-    for name in ("model_type", "accel", "auto_map", "architectures", "transformers_version"):
-        values.pop(name, None)
-    new = cls(**values, accel=accel)
-    new._attn_implementation_internal = config._attn_implementation_internal
-    return new
+    return convert_config(config, cls, without=("architectures",), accel=accel)
 
 
 def initialize(model: PreTrainedModel, accel: SemanticTokenConfig | dict) -> tuple[PreTrainedModel, Initialization]:

@@ -9,8 +9,8 @@ from typing import Any
 from transformers import PreTrainedConfig
 
 from ..auto import accelerate_config
-from ..configs import AcceleratedConfig, family_of
-from ..configuration import TokenClusteringConfig
+from ..hosts.config import AcceleratedConfig, family_of
+from ..settings.clustering import TokenClusteringConfig
 
 Grid = tuple[int, int]
 
@@ -275,7 +275,21 @@ USUAL_SHARE = (0.3, 0.8)
 def for_speedup(
     config: PreTrainedConfig, image_size: int | Grid, speedup: float, **settings: Any
 ) -> TokenClusteringConfig:
-    """See `TokenClusteringConfig.for_speedup`."""
+    """A starting point from arithmetic alone: `cluster_after` and `cluster_grid` for a ratio of FLOPs.
+
+    Counted are the encoder's blocks in closed form, without clustering and reconstruction themselves, heads and
+    decoders. Of the settings that reach the ratio it takes one whose share of clusters goes with its share of
+    blocks about as in the paper; `hf_tokaccel.tune` looks at images and finds better ones.
+
+    Args:
+        config: of the model, native or accelerated.
+        image_size: side or (height, width) in pixels.
+        speedup: dense over clustered FLOPs of the encoder, above 1.
+        settings: other fields.
+
+    Raises:
+        ValueError: when the model is not supported or the ratio cannot be reached; it says the best that can.
+    """
     check_speedup("for_speedup", speedup, settings)
     encoder = describe_encoder(config, image_size)
     until = settings.get("reconstruct_after")

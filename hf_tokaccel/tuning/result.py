@@ -10,9 +10,9 @@ from typing import Any
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from ..configuration import TokenClusteringConfig
-from ..evaluation.report import WholeTable
-from .agreement import NAMES
+from ..measure.task_agreement import NAMES
+from ..results.tables import WholeTable
+from ..settings.clustering import TokenClusteringConfig
 
 
 @dataclass(frozen=True)

@@ -6,11 +6,11 @@ from typing import Any
 
 from torch import Tensor
 
-from ...configs import AcceleratedConfig
-from ...layout import TokenLayout
-from ...modeling import AcceleratedModel, enter, record
+from ...hosts.config import AcceleratedConfig
+from ...hosts.layout import TokenLayout
+from ...hosts.modeling import AcceleratedModel, enter, record
+from ...hosts.track import TokenTrack
 from ...registry import register_family
-from ...track import TokenTrack
 from .configuration import SegmenterConfig
 from .modeling import SegmenterForSemanticSegmentation, SegmenterModel, pair, token_grid
 

@@ -15,7 +15,7 @@ from transformers.utils import TransformersKwargs
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
-from ...hub import ShimMixin
+from ...hub.shim import ShimMixin
 from .configuration import SegmenterConfig
 
 

@@ -1,0 +1,1 @@
+"""The method: clustering and reconstruction of tokens, pure functions on tensors."""
