@@ -23,7 +23,8 @@ from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation, P
 
 import hf_tokaccel  # noqa: F401  registers the backbones
 from benchmarks.common import ROOT, save, stamp
-from hf_tokaccel.evaluation.speed import count_gflops, time_interleaved
+from hf_tokaccel.evaluation.flops import count_gflops
+from hf_tokaccel.evaluation.speed import time_interleaved
 from hf_tokaccel.reference.segmentation import evaluate
 
 # The numbers below depend on these files only.

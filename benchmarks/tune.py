@@ -24,12 +24,11 @@ from rich.table import Table
 
 from benchmarks.common import save, stamp
 from hf_tokaccel import TokenClusteringConfig, accelerate, tune
-from hf_tokaccel.bench.measure import gflops_of_shape
+from hf_tokaccel.evaluation.flops import count_gflops, gflops_of_shape
 from hf_tokaccel.evaluation.loop import evaluate_variants
 from hf_tokaccel.evaluation.rivals import default_settings, group_name, lower_resolution, setting_name
 from hf_tokaccel.evaluation.script import Loaded
 from hf_tokaccel.evaluation.scripts import build_parser, find_script
-from hf_tokaccel.evaluation.speed import count_gflops
 from hf_tokaccel.evaluation.task import Variant
 from hf_tokaccel.scenes import SceneDataset
 

@@ -25,11 +25,11 @@ from benchmarks import real_sizes
 from hf_tokaccel.bench import BenchResult, Mode, bench, parse_mode, to_markdown, to_table
 from hf_tokaccel.bench.agreement import agreement, reading
 from hf_tokaccel.bench.architectures import ARCHITECTURES, build_architecture
-from hf_tokaccel.bench.measure import MethodAlone, gflops_of_shape, peak_memory
+from hf_tokaccel.bench.measure import MethodAlone, peak_memory
 from hf_tokaccel.bench.rivals import nearest, rivals_of
 from hf_tokaccel.bench.subject import load_subject, parse_device, parse_size
 from hf_tokaccel.cli import app
-from hf_tokaccel.evaluation import count_gflops
+from hf_tokaccel.evaluation.flops import count_gflops, gflops_of_shape
 from hf_tokaccel.evaluation.report import WholeTable
 from hf_tokaccel.quantization import is_quantized, quantize_int8
 from tests.family import TINY_DINOV2

@@ -13,9 +13,9 @@ import torch
 import torch.nn.functional as F
 from safetensors import safe_open
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import FlopCounterMode
 
 from hf_tokaccel import _tiling, functional
+from hf_tokaccel.evaluation.flops import flop_counter
 from hf_tokaccel.functional import ReconstructionPlan, cluster_tokens, plan_reconstruction, reconstruct_tokens
 
 
@@ -670,7 +670,7 @@ def test_no_tensor_over_all_pairs():
 
 
 def flops(function, *args, **kwargs):
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+    with torch.no_grad(), flop_counter() as counter:
         function(*args, **kwargs)
     return counter.get_total_flops()
 

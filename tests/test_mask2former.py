@@ -3,7 +3,6 @@ import torch
 from family import flatten
 from test_swin import ACCEL, StagedTester, awaken
 from test_swin import TINY as SWIN
-from torch.utils.flop_counter import FlopCounterMode
 from transformers import (
     AutoModel,
     AutoModelForUniversalSegmentation,
@@ -17,6 +16,7 @@ from transformers import (
 
 import hf_tokaccel as ta
 from hf_tokaccel import track
+from hf_tokaccel.evaluation.flops import flop_counter
 from hf_tokaccel.functional import plan_reconstruction
 
 BACKBONE = {
@@ -114,7 +114,7 @@ class TestMask2FormerForUniversalSegmentation(Mask2FormerTester):
         shared = ta.accelerate(model, {**self.accel, "shared_frames": 4})
         clip, spent = self.images(4), []
         for module in (fast, shared):
-            with FlopCounterMode(display=False) as counter, torch.no_grad():
+            with flop_counter() as counter, torch.no_grad():
                 output = module(clip)
             spent.append(counter.get_total_flops())
             assert [len(value) for value in (output.class_queries_logits, output.masks_queries_logits)] == [4, 4]

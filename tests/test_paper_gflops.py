@@ -11,7 +11,7 @@ import hf_tokaccel as ta
 from benchmarks.paper_gflops import TABLES, __main__, mask2former, report
 from benchmarks.paper_gflops.stvit_terms import VIT_WIDTHS
 from benchmarks.paper_gflops.table import Checked, flops
-from hf_tokaccel.evaluation.speed import count_gflops
+from hf_tokaccel.evaluation.flops import count_gflops
 from hf_tokaccel.models.vit import TokAccelViTForImageClassification
 
 DOCUMENT = Path(__file__).parent.parent / "docs" / "paper_gflops.md"

@@ -24,7 +24,7 @@ from typer.testing import CliRunner
 import hf_tokaccel as ta
 from hf_tokaccel.cli import app
 from hf_tokaccel.evaluation import panoptic
-from hf_tokaccel.evaluation.speed import count_gflops
+from hf_tokaccel.evaluation.flops import count_gflops
 from hf_tokaccel.tuning import api
 from hf_tokaccel.tuning import search as search_module
 from hf_tokaccel.tuning.agreement import Agreement, Reading, _segments

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 import hf_tokaccel._tiling as tiling
 from benchmarks.common import RESULTS, ROOT, save, stamp
 from benchmarks.tune import load, training_images
-from hf_tokaccel.bench.measure import gflops_of_shape
+from hf_tokaccel.evaluation.flops import gflops_of_shape
 from hf_tokaccel.tuning.agreement import Agreement, Reading, read_output
 
 from .track import Idea, Merging, run_idea, run_merging

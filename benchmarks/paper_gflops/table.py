@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from hf_tokaccel.evaluation.speed import count_gflops
+from hf_tokaccel.evaluation.flops import count_gflops
 from hf_tokaccel.presets import RELEASED
 
 TOLERANCE = 1e-3

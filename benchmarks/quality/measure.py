@@ -20,11 +20,12 @@ from torch import Tensor, nn
 from benchmarks.common import stamp
 from hf_tokaccel.evaluation import panoptic, segmentation
 from hf_tokaccel.evaluation.compare import first_batch
+from hf_tokaccel.evaluation.flops import count_gflops
 from hf_tokaccel.evaluation.loop import EncodedDataset, evaluate_variants, same_size
 from hf_tokaccel.evaluation.rivals import Entry
 from hf_tokaccel.evaluation.script import Loaded
 from hf_tokaccel.evaluation.scripts import build_parser, find_script
-from hf_tokaccel.evaluation.speed import count_gflops, time_interleaved
+from hf_tokaccel.evaluation.speed import time_interleaved
 from hf_tokaccel.evaluation.task import Task, Variant
 from hf_tokaccel.tuning.agreement import Agreement, read_output
 

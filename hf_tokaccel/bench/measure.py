@@ -1,4 +1,4 @@
-"""What a table holds besides time: memory, GFLOPs from shapes, and clustering and reconstruction by themselves."""
+"""What a table holds besides time and GFLOPs: memory, and clustering and reconstruction by themselves."""
 
 from __future__ import annotations
 
@@ -6,16 +6,12 @@ import copy
 import ctypes
 import gc
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.func import functional_call
 
-from ..evaluation.speed import count_gflops
 from ..track import TokenTrack
 
 
@@ -46,33 +42,6 @@ def peak_memory(function: Callable[[], Any], device: torch.device) -> int | None
 def _status(field: str) -> int:
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:"))
-
-
-def gflops_of_shape(model: nn.Module, size: tuple[int, int]) -> float:
-    """GFLOPs of one image (height, width) as `count_gflops` counts, on tensors that have shapes only.
-
-    Models that look at values are run for real, which gives the same number more slowly.
-    """
-    # Some hosts keep position embeddings of the last call: neither must fake ones stay nor real ones be met.
-    _forget(model)
-    with suppress(Exception):
-        fake = FakeTensorMode(allow_non_fake_inputs=True)
-        tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-        device = next(iter(tensors.values())).device
-        with fake:
-            shapes = {name: fake.from_tensor(tensor) for name, tensor in tensors.items()}
-            images = torch.empty(1, 3, *size, device=device)
-            return count_gflops(lambda x: functional_call(model, shapes, kwargs={"pixel_values": x}), images)
-    _forget(model)
-    parameter = next(model.parameters())
-    images = torch.zeros(1, 3, *size, device=parameter.device, dtype=parameter.dtype)
-    return count_gflops(lambda x: model(pixel_values=x), images)
-
-
-def _forget(model: nn.Module) -> None:
-    for module in model.modules():
-        for name in [name for name in module.__dict__ if name.endswith("_cached")]:
-            delattr(module, name)
 
 
 class MethodAlone:

@@ -12,11 +12,11 @@ from transformers import PreTrainedModel
 
 from .. import TokenClusteringConfig, accelerate, accelerate_config
 from ..configs import family_of
+from ..evaluation.flops import gflops_of_shape
 from ..evaluation.models import input_step, stored_accel
 from ..evaluation.rivals import default_settings, group_name, setting_name
 from ..evaluation.task import Variant
 from ..merging import merge_in_layers
-from .measure import gflops_of_shape
 
 # Careful and bold, as the paper's settings on a ViT-L are; released, and what keeps most on the reference models.
 DEFAULTS = SimpleNamespace(shares=((10 / 24, 0.7), (8 / 24, 0.5)), variations=({}, {"expansion": "delta"}))

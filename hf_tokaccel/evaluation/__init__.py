@@ -2,12 +2,13 @@
 
 from .depth import DEPTH_METRICS, DepthMetric, DepthProtocol, align, crop_mask, depth_errors, metrics_from_sums
 from .environment import describe_environment
+from .flops import count_gflops
 from .loop import Scores, evaluate_variants
 from .panoptic import PanopticMetric
 from .processes import make_accelerator
 from .report import Result, Row, to_markdown, to_table
 from .segmentation import SegmentationMetric, confusion_matrix, metrics_from_counts
-from .speed import Timing, count_gflops, time_interleaved
+from .speed import Timing, time_interleaved
 from .task import Summary, Task, UnreadableError, Variant
 from .windows import Windows
 

@@ -10,10 +10,11 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from .flops import count_gflops
 from .loop import EncodedDataset, evaluate_variants, progress_bar, same_size
 from .report import Row
 from .rivals import Entry
-from .speed import count_gflops, time_interleaved
+from .speed import time_interleaved
 from .task import Task
 
 

@@ -14,8 +14,8 @@ import hf_tokaccel as ta
 from hf_tokaccel.configs import family_of
 from hf_tokaccel.presets import SPEEDUP, Recommended
 
+from .flops import count_gflops
 from .models import input_step, stored_accel
-from .speed import count_gflops
 from .task import Task, Variant
 
 _PLAIN = ta.TokenClusteringConfig(cluster_after=0, cluster_grid=(1, 1))

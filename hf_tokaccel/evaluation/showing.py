@@ -13,11 +13,11 @@ from hf_tokaccel import TokenClusteringConfig
 from hf_tokaccel.presets import Recommended
 
 from .datasets import read_image
+from .flops import count_gflops
 from .pictures import Panel
 from .rivals import default_settings, entries_for, group_name, resolve_accels
 from .script import Loaded
 from .scripts import BY_AUTO_CLASS, build_parser, find_script
-from .speed import count_gflops
 from .task import Variant
 
 TASKS = ("depth", "segmentation", "panoptic")

@@ -1,4 +1,4 @@
-"""Speed and cost: interleaved timing and GFLOPs."""
+"""Speed: functions timed in turns."""
 
 from __future__ import annotations
 
@@ -9,9 +9,6 @@ from dataclasses import dataclass
 from statistics import median, quantiles
 
 import torch
-from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
 
 @dataclass(frozen=True)
@@ -95,20 +92,3 @@ def summarise(times: Sequence[float], baseline: Sequence[float]) -> Timing:
     """Median and spread of `times` in seconds, and the speed-up against the baseline's times of the same rounds."""
     p10, *_, p90 = quantiles(times, n=10, method="inclusive") if len(times) > 1 else (times[0], times[0])
     return Timing(median(times), p10, p90, median(b / t for b, t in zip(baseline, times, strict=True)))
-
-
-@torch.inference_mode()
-def count_gflops(function: Callable[[Tensor], object], pixel_values: Tensor) -> float:
-    """GFLOPs per image of a model call, as `torch.utils.flop_counter` counts them.
-
-    A multiply and an add are two FLOPs; matrix products, convolutions and attention count, element-wise work does not.
-
-    Args:
-        function: Model or variant to call.
-        pixel_values: One or more images (B, 3, h, w).
-    """
-    # The mathematical attention kernel is counted through its matrix products on every device and torch version; the
-    # fused CPU kernel has a formula only in recent versions and would otherwise vanish silently.
-    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        function(pixel_values)
-    return counter.get_total_flops() / len(pixel_values) / 1e9

@@ -12,12 +12,12 @@ from transformers import PreTrainedModel
 
 from .._tiling import SHARPNESS
 from ..auto import accelerate, accelerate_config
-from ..bench.measure import gflops_of_shape
 from ..configs import family_of
 from ..configuration import TokenClusteringConfig
+from ..evaluation.flops import count_gflops, gflops_of_shape
 from ..evaluation.models import stored_accel
 from ..evaluation.rivals import group_name, setting_name
-from ..evaluation.speed import count_gflops, time_interleaved
+from ..evaluation.speed import time_interleaved
 from ..presets import recipe_for, recommend
 from .agreement import Agreement, Reading, read_output
 from .encoder import Encoder, Grid, describe_encoder, find_head
