@@ -35,7 +35,7 @@ from hf_tokaccel.measure.memory import peak_memory
 from hf_tokaccel.measure.method import MethodAlone
 from hf_tokaccel.quantization import is_quantized, quantize_int8
 from hf_tokaccel.results.tables import WholeTable
-from hf_tokaccel.rivals.rows import nearest, rivals_of
+from hf_tokaccel.rivals.build import BENCH, Subject, nearest, rivals_of
 
 SETTING = {"cluster_after": 1, "cluster_grid": (4, 4), "window": 3, "neighbors": 4}
 
@@ -177,10 +177,11 @@ def test_windows_leave_token_merging_out_and_say_so():
     swin = SwinBackbone(
         SwinConfig(image_size=32, patch_size=2, embed_dim=8, depths=[2, 2], num_heads=[1, 2], window_size=4)
     )
-    rows, notes = rivals_of(swin.eval(), (32, 32), [ta.TokenClusteringConfig(cluster_after=1, cluster_grid=2)])
+    subject = Subject(ta.accelerate(swin.eval(), None), (32, 32))
+    rows, notes = rivals_of(subject, [ta.TokenClusteringConfig(cluster_after=1, cluster_grid=2)], BENCH)
     assert [row.kind for row in rows] == ["dense", "clusters", "grid pooling", "lower resolution"]
     assert len(notes) == 1
-    assert notes[0].startswith("No merging beside 2x2 after 1")
+    assert notes[0].startswith("No token merging beside 2x2 after 1")
 
 
 def test_agreement_of_each_kind_of_output():
