@@ -82,7 +82,9 @@ def read_frames(folder: Path, length: int) -> list[np.ndarray]:
     return list(frames.values())
 
 
-def agreement(found: list[Tensor], dense: list[Tensor], things: tuple[bool, ...]) -> tuple[list[float], list[float]]:
+def compare_clip(
+    found: list[Tensor], dense: list[Tensor], things: tuple[bool, ...]
+) -> tuple[list[float], list[float]]:
     """PQ against the dense model's segments, and share of pixels of the same segment: of each frame, then of all."""
     pairs = list(zip(found, dense, strict=True))
     sums = torch.stack([panoptic.image_sums(*pair, len(things)) for pair in pairs])
@@ -145,7 +147,7 @@ def run(args: argparse.Namespace, console: Console) -> None:
     resolved = ta.TokenClusteringConfig.from_dict(rows[1].accel)
     heading = f"{args.model or 'reference panoptic model'}: {setting_name(resolved)}"
     table = Table("", *names, title=heading)
-    measured = [agreement(maps, found[0], things) for maps in found]
+    measured = [compare_clip(maps, found[0], things) for maps in found]
     for i, title in enumerate([*(f"frame {i}" for i in range(1, len(frames) + 1)), "clip"]):
         cells = (f"PQ {100 * quality[i]:.1f}, {100 * alike[i]:.1f} % alike" for quality, alike in measured)
         table.add_row(title, *cells, end_section=i >= len(frames) - 1)

@@ -26,7 +26,7 @@ from hf_tokaccel.evaluation.task import Task
 from hf_tokaccel.measure.flops import count_gflops
 from hf_tokaccel.measure.metrics import panoptic, segmentation
 from hf_tokaccel.measure.speed import time_interleaved
-from hf_tokaccel.measure.task_agreement import Agreement, read_output
+from hf_tokaccel.measure.agreement import Agreement, read_output
 from hf_tokaccel.measure.variant import Variant
 from hf_tokaccel.rivals.build import Rival
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import cycle
 from statistics import median
@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from ..auto import accelerate
-from ..measure.agreement import agreement, reading
+from ..measure.agreement import Reading, mean_agreement, read_pixels
 from ..measure.environment import describe_environment
 from ..measure.memory import peak_memory
 from ..measure.method import MethodAlone
@@ -35,7 +35,7 @@ class _Runner:
     mode: Mode
     call: Callable[[], Any]
     alone: Callable[[], Any] | None
-    output: tuple[str, Tensor]
+    output: Reading
     memory: int | None
 
 
@@ -125,7 +125,7 @@ def _check_runs(model: PreTrainedModel, images: Tensor) -> None:
             f"{' '.join(str(error).split())[:300]}; give a size that it takes, or a model that reads images "
             "only, such as the vision tower of a model with text"
         ) from error
-    reading(output)
+    read_pixels(output)
 
 
 def _prepare(rival: Rival, mode: Mode, images: Tensor) -> _Runner:
@@ -136,9 +136,9 @@ def _prepare(rival: Rival, mode: Mode, images: Tensor) -> _Runner:
         recorded = MethodAlone(model, partial(model, **arguments))
         alone = mode.compiled(recorded.__call__) if recorded.ran else None
     call = partial(mode.compiled(model), **arguments)
-    output = reading(call())  # compiles
+    output = read_pixels(call())  # compiles
     # What reads the output makes new tensors of most, but not of all; CUDA graphs write over those.
-    output = output[0], output[1].clone()
+    output = replace(output, value=output.value.clone())
     if mode.compile is not None:
         call()  # CUDA graphs are recorded in the second call
         if alone is not None:
@@ -178,7 +178,7 @@ def _rows(runners: list[_Runner], seconds: list[list[float]], gflops: list[float
                 peak_bytes=runner.memory,
                 gflops=cost,
                 gflops_ratio=cost / gflops[0],
-                agreement=agreement(runner.output, runners[0].output),
+                agreement=mean_agreement(runner.output, runners[0].output),
                 method_seconds=spent,
                 layers_only_speedup=layers,
             )
