@@ -23,10 +23,10 @@ from hf_tokaccel.evaluation.loop import EncodedDataset, evaluate_variants, same_
 from hf_tokaccel.evaluation.script import Loaded
 from hf_tokaccel.evaluation.scripts import build_parser, find_script
 from hf_tokaccel.evaluation.task import Task
+from hf_tokaccel.measure.agreement import Agreement, read_output
 from hf_tokaccel.measure.flops import count_gflops
 from hf_tokaccel.measure.metrics import panoptic, segmentation
 from hf_tokaccel.measure.speed import time_interleaved
-from hf_tokaccel.measure.agreement import Agreement, read_output
 from hf_tokaccel.measure.variant import Variant
 from hf_tokaccel.rivals.build import Rival
 
