@@ -50,7 +50,7 @@ from hf_tokaccel.evaluation.pictures import Panel, cluster_borders
 from hf_tokaccel.images import input_size, open_photographs, patch_size
 from hf_tokaccel.measure import speed
 from hf_tokaccel.measure.compilation import compile_model
-from hf_tokaccel.rivals.entries import matching_scale
+from hf_tokaccel.rivals.build import Subject, resized, steps_at
 from hf_tokaccel.rivals.settings import default_settings, settings_to_show
 from hf_tokaccel.tuning.text import parse_accel
 
@@ -279,9 +279,11 @@ def test_bad_accel(text, message):
 def test_lower_resolution_matches_the_cost():
     model, images = Host(), torch.rand(1, 3, 64, 128)
     full = count_gflops(model, images)
-    assert matching_scale(model, images, 0.5 * full) == 6 / 8  # 36/64 is nearer to a half than 25/64
-    assert matching_scale(model, images, 2 * full) == 1
-    assert matching_scale(model, images, 0) == 1 / 8
+    subject = Subject(model, (64, 128), images)
+    assert steps_at(subject, 0.5 * full) == (6, 8)  # 36/64 is nearer to a half than 25/64
+    assert steps_at(subject, 2 * full) == (8, 8)
+    assert steps_at(subject, 0) == (1, 8)
+    assert resized(subject, 6).variant.size(64, 128) == (48, 96)
 
 
 # Loop
