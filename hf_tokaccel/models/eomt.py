@@ -84,6 +84,5 @@ register_family(
     TokAccelEomtConfig,
     (TokAccelEomtForUniversalSegmentation,),
     note="the blocks before the queries; like its host neither exported nor compiled into one graph",
+    also={AutoModelForImageSegmentation: TokAccelEomtForUniversalSegmentation},
 )
-# Where the image-segmentation pipeline looks for a folder whose class is not of Transformers.
-AutoModelForImageSegmentation.register(TokAccelEomtConfig, TokAccelEomtForUniversalSegmentation, exist_ok=True)

@@ -46,8 +46,5 @@ register_family(
     (TokAccelEomtDinov3ForUniversalSegmentation,),
     parts=(TokAccelEomtDinov3RotaryEmbedding,),
     note="as EoMT, with the rotary embedding of the cluster centres",
-)
-# Where the image-segmentation pipeline looks for a folder whose class is not of Transformers.
-AutoModelForImageSegmentation.register(
-    TokAccelEomtDinov3Config, TokAccelEomtDinov3ForUniversalSegmentation, exist_ok=True
+    also={AutoModelForImageSegmentation: TokAccelEomtDinov3ForUniversalSegmentation},
 )

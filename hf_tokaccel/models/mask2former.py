@@ -32,8 +32,5 @@ register_family(
     TokAccelMask2FormerConfig,
     (TokAccelMask2FormerModel, TokAccelMask2FormerForUniversalSegmentation),
     note="on Swin, as released",
-)
-# Where the image-segmentation pipeline looks for a folder whose class is not of Transformers.
-AutoModelForImageSegmentation.register(
-    TokAccelMask2FormerConfig, TokAccelMask2FormerForUniversalSegmentation, exist_ok=True
+    also={AutoModelForImageSegmentation: TokAccelMask2FormerForUniversalSegmentation},
 )

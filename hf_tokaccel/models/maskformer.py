@@ -35,8 +35,5 @@ register_family(
     TokAccelMaskFormerConfig,
     (TokAccelMaskFormerModel, TokAccelMaskFormerForInstanceSegmentation),
     note="on its own kind of Swin",
-)
-# Where the image-segmentation pipeline looks for a folder whose class is not of Transformers.
-AutoModelForImageSegmentation.register(
-    TokAccelMaskFormerConfig, TokAccelMaskFormerForInstanceSegmentation, exist_ok=True
+    also={AutoModelForImageSegmentation: TokAccelMaskFormerForInstanceSegmentation},
 )

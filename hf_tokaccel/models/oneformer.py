@@ -32,8 +32,5 @@ register_family(
     TokAccelOneFormerConfig,
     (TokAccelOneFormerModel, TokAccelOneFormerForUniversalSegmentation),
     note="on Swin; DiNAT backbones are refused",
-)
-# Where the image-segmentation pipeline looks for a folder whose class is not of Transformers.
-AutoModelForImageSegmentation.register(
-    TokAccelOneFormerConfig, TokAccelOneFormerForUniversalSegmentation, exist_ok=True
+    also={AutoModelForImageSegmentation: TokAccelOneFormerForUniversalSegmentation},
 )
