@@ -7,18 +7,19 @@ from transformers import (
     MaskFormerModel,
 )
 
-from ..hosts.config import BackboneHeadConfig
+from ..hosts.config import AcceleratedConfig
 from ..hosts.modeling import AcceleratedModel
 from ..registry import register_family
 
 
-class TokAccelMaskFormerConfig(BackboneHeadConfig, MaskFormerConfig):
+class TokAccelMaskFormerConfig(AcceleratedConfig, MaskFormerConfig):
     """`MaskFormerConfig` with `accel`, which applies to its backbone.
 
     The host makes a `swin` backbone one of type `maskformer-swin`, which has other weight names.
     """
 
     model_type = "tokaccel_maskformer"
+    accel_host_path = "backbone_config"
 
 
 class TokAccelMaskFormerModel(AcceleratedModel, MaskFormerModel):

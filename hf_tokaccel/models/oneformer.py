@@ -7,15 +7,16 @@ from transformers import (
     OneFormerModel,
 )
 
-from ..hosts.config import BackboneHeadConfig
+from ..hosts.config import AcceleratedConfig
 from ..hosts.modeling import AcceleratedModel
 from ..registry import register_family
 
 
-class TokAccelOneFormerConfig(BackboneHeadConfig, OneFormerConfig):
+class TokAccelOneFormerConfig(AcceleratedConfig, OneFormerConfig):
     """`OneFormerConfig` with `accel`, which applies to its backbone."""
 
     model_type = "tokaccel_oneformer"
+    accel_host_path = "backbone_config"
 
 
 class TokAccelOneFormerModel(AcceleratedModel, OneFormerModel):
