@@ -84,6 +84,7 @@ def register_family(
     parts: tuple[type[nn.Module], ...] = (),
     note: str = "",
     refused: dict[type[PreTrainedModel], str] | None = None,
+    also: dict[type[_BaseAutoModelClass], type[PreTrainedModel]] | None = None,
 ) -> None:
     """Makes a family known: here, to the Auto classes, to checkpoint conversion and to image processors.
 
@@ -93,6 +94,7 @@ def register_family(
         parts: accelerated classes of inner modules.
         note: for the support table.
         refused: see `Family`.
+        also: what further Auto classes load, for pipelines that look there for a class which is not of Transformers.
     """
     family = Family(config, models, note, refused or {})
     FAMILIES[family.name] = family
@@ -106,6 +108,8 @@ def register_family(
             register_conversions(cls.__name__, (native_class(cls) or _transformers_base(cls)).__name__)
     _register_auto_models(family)
     _register_image_processor(family)
+    for auto_class, cls in (also or {}).items():
+        auto_class.register(config, cls, exist_ok=True)
 
 
 def register_conversions(name: str, native_name: str) -> None:
