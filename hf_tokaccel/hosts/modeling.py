@@ -18,11 +18,11 @@ from typing import Any
 import torch
 from torch import nn
 from transformers.modeling_outputs import BaseModelOutput
-from transformers.utils.output_capturing import capture_outputs
 
 from ..hub.shim import ShimMixin
 from ..registry import accelerated_class, unsupported
 from ..settings.clustering import TokenClusteringConfig
+from ..upstream import capture_outputs
 from .config import AcceleratedConfig
 from .convert import to_native
 from .graft import change, transplant
