@@ -1,0 +1,286 @@
+"""Adaptive clusters: regions of free shape and a fixed count, and attention that knows how many tokens each stands for.
+
+Bipartite matching in a few static rounds, as Token Merging (Bolya et al., ICLR 2023) has it, by the cost of Ward (1963);
+attention with sizes is the proportional attention of the same paper, and `"delta"` the change of a region added to each of
+its tokens (IPCV, arXiv 2512.18747, has a form of it). Tokens are (B, N, C) without class tokens, regions (B, M, C).
+Everything is computed in float32 (float64 stays) with autocast off, every shape is static given N and M, nothing is random,
+and ties are broken by order.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .functional import _autocast_off, _exact
+
+EXPANSIONS = ("delta", "nearest")
+
+
+class TokenRegions(NamedTuple):
+    """Result of `partition_tokens`."""
+
+    rows: Tensor
+    """(B, N) int64: the region of each token, 0 to M - 1."""
+    sizes: Tensor
+    """(B, M) int64: tokens of each region."""
+
+
+def partition_tokens(
+    keys: Tensor,
+    count: int,
+    *,
+    share: float = 0.2,
+    rows: TokenRegions | None = None,
+    grid: tuple[int, int] | None = None,
+    tile: int | None = None,
+) -> TokenRegions:
+    """Joins tokens that are alike until `count` regions are left.
+
+    In every round the regions at even places each choose the region at an odd place that costs least to join, and the
+    cheapest choices are carried out. No gradient flows through the choice.
+
+    Args:
+        keys: (B, N, K) what is compared, such as tokens after the next LayerNorm.
+        count: regions M, 1 to N.
+        share: of the regions that a round joins at most, above 0 and up to 0.5.
+        rows: regions to go on from; None begins with single tokens.
+        grid: (H, W) of the tokens, for `tile`.
+        tile: side in tokens of the tiles inside of which regions choose, even; time and memory then grow linearly with N.
+            None compares all with all.
+
+    Raises:
+        ValueError: on a count, share, shape or tile outside of what is written above.
+    """
+    _check_partition(keys, count, share, rows, grid, tile)
+    batch, tokens = keys.shape[:2]
+    with torch.no_grad(), _autocast_off(keys):
+        x = _exact(keys.detach())
+        # Distances do not change, and a common offset would cost them most of their digits.
+        x = x - x.mean(1, keepdim=True)
+        if rows is None:
+            order = None if tile is None else _tile_order(grid, tile, keys.device)
+            place = torch.arange(tokens, device=keys.device)
+            if order is not None:
+                x = x.index_select(1, order)
+                place = torch.empty_like(place).index_copy(0, order, place)
+            member = place.expand(batch, -1)
+            sizes, means = x.new_ones(batch, tokens), x
+        else:
+            member = rows.rows
+            sizes, means = rows.sizes.to(x.dtype), _means(x, rows)
+        for joined in _rounds(means.shape[1], count, share):
+            moved, sizes, means = _join(sizes, means, joined, None if tile is None else tile * tile)
+            member = moved.gather(1, member)
+        return TokenRegions(member.contiguous(), sizes.long())
+
+
+def average_tokens(tokens: Tensor, regions: TokenRegions) -> Tensor:
+    """Means (B, M, C) of the tokens (B, N, C) of each region, in the dtype of the tokens.
+
+    Raises:
+        ValueError: when shapes do not go together.
+    """
+    _check_rows("tokens", tokens, regions.rows)
+    with _autocast_off(tokens):
+        return _means(_exact(tokens), regions).to(tokens.dtype)
+
+
+def reconstruct_regions(
+    refined: Tensor,
+    regions: TokenRegions,
+    *,
+    expansion: str = "delta",
+    tokens: Tensor | None = None,
+    centroids: Tensor | None = None,
+) -> Tensor:
+    """All tokens (B, N, C) from what became of the regions, by one gather.
+
+    Args:
+        refined: (B, M, C) regions after the blocks.
+        regions: which token is of which.
+        expansion: `"delta"` adds the change of the region to the token as it was, `"nearest"` copies the region.
+        tokens: (B, N, C) as they were, for `"delta"`.
+        centroids: (B, M, C) regions as they were, from `average_tokens`, for `"delta"`.
+
+    Raises:
+        ValueError: on an unknown expansion, `"delta"` without tokens and centroids, or shapes that do not go together.
+    """
+    if expansion not in EXPANSIONS:
+        raise ValueError(f'expansion={expansion!r} must be "delta" or "nearest", for example "delta".')
+    if refined.dim() != 3 or refined.shape[:2] != regions.sizes.shape:
+        raise ValueError(
+            f"refined of shape {tuple(refined.shape)} must be (B, M, C) with (B, M) = {tuple(regions.sizes.shape)} of "
+            "the regions, for example what average_tokens gives."
+        )
+    if expansion == "nearest":
+        return _take(refined, regions.rows)
+    if tokens is None or centroids is None:
+        raise ValueError(
+            'expansion="delta" needs the tokens and centroids of the time of clustering: give both, or '
+            'expansion="nearest".'
+        )
+    _check_rows("tokens", tokens, regions.rows)
+    with _autocast_off(refined):
+        change = _exact(refined) - _exact(centroids)
+        return (_exact(tokens) + _take(change, regions.rows)).to(refined.dtype)
+
+
+def size_bias(sizes: Tensor, prefix: int = 0) -> Tensor:
+    """Bias (B, 1, 1, prefix + M) to attention logits: log of the tokens that each key stands for, 0 for the prefix.
+
+    `scaled_dot_product_attention` takes it as `attn_mask`, in the dtype of the query.
+
+    Args:
+        sizes: (B, M) tokens of each region.
+        prefix: keys before the regions, such as class tokens.
+    """
+    return F.pad(sizes.float().log(), (prefix, 0))[:, None, None]
+
+
+def append_sizes(
+    query: Tensor, key: Tensor, sizes: Tensor, prefix: int = 0, multiple: int = 8
+) -> tuple[Tensor, Tensor]:
+    """Query and key with one more feature whose product is the bias of `size_bias`, for kernels that take no mask.
+
+    Attention has to run with the scale 1 / sqrt(d) of the features that came in.
+
+    Args:
+        query: (B, heads, L, d).
+        key: (B, heads, prefix + M, d).
+        sizes: (B, M) tokens of each region.
+        prefix: keys before the regions.
+        multiple: features are padded to a multiple of it.
+    """
+    width = query.shape[-1]
+    bias = size_bias(sizes, prefix).transpose(-1, -2) * math.sqrt(width)
+    ones = query.new_ones(1).expand(*query.shape[:-1], 1)
+    spare = -(width + 1) % multiple
+    query = F.pad(torch.cat((query, ones), -1), (0, spare))
+    key = F.pad(torch.cat((key, bias.to(key.dtype).expand(*key.shape[:-1], 1)), -1), (0, spare))
+    return query, key
+
+
+def _rounds(regions: int, count: int, share: float) -> list[int]:
+    """How many regions each round joins to others."""
+    joined = []
+    while regions > count:
+        # The even places bound it where one region is left over.
+        joined.append(min(regions - count, max(1, math.floor(share * regions)), regions // 2))
+        regions -= joined[-1]
+    return joined
+
+
+def _join(sizes: Tensor, means: Tensor, joined: int, group: int | None) -> tuple[Tensor, Tensor, Tensor]:
+    """One round: where each region (B, m) goes, sizes and means (B, m - joined, ...) after it."""
+    batch, regions, width = means.shape
+    cost, choice = _choose(sizes, means, regions if group is None else group)
+    leaves = _cheapest(cost, joined)
+    own = torch.arange(regions, device=means.device).expand(batch, -1)
+    places = _interleave(torch.where(leaves, choice, own[:, ::2]), own[:, 1::2])
+    number = (~_interleave(leaves, torch.zeros_like(own[:, 1::2], dtype=torch.bool))).cumsum(1) - 1
+    moved = number.gather(1, places)
+    left = regions - joined
+    total = sizes.new_zeros(batch, left).scatter_add(1, moved, sizes)
+    sums = means.new_zeros(batch, left, width)
+    sums = sums.scatter_add(1, moved[..., None].expand(-1, -1, width), means * sizes[..., None])
+    return moved, total, sums / total[..., None]
+
+
+def _cheapest(cost: Tensor, count: int) -> Tensor:
+    """Which (B, n) are the `count` least; of those that tie at the border the first."""
+    # A choice that is not a number comes last, so that shapes hold whatever comes in.
+    cost = cost.nan_to_num(nan=math.inf, posinf=math.inf)
+    border = cost.topk(count, dim=1, largest=False).values.amax(1, keepdim=True)
+    below, tie = cost < border, cost == border
+    return below | (tie & (tie.cumsum(1) <= count - below.sum(1, keepdim=True)))
+
+
+def _interleave(even: Tensor, odd: Tensor) -> Tensor:
+    """(B, m) with these at even and odd places; there may be one more of the even ones."""
+    places = even.shape[1] + odd.shape[1]
+    odd = F.pad(odd, (0, even.shape[1] - odd.shape[1]))
+    return torch.stack((even, odd), -1).flatten(1)[:, :places]
+
+
+def _choose(sizes: Tensor, means: Tensor, group: int) -> tuple[Tensor, Tensor]:
+    """For the regions at even places the least Ward cost (B, ceil(m / 2)) and the place of the region that has it.
+
+    Choices stay inside of groups of so many consecutive regions.
+    """
+    regions = means.shape[1]
+    group = min(group, regions + regions % 2)
+    groups = -(-regions // group)
+    spare = groups * group - regions
+    if spare:
+        means, sizes = F.pad(means, (0, 0, 0, spare)), F.pad(sizes, (0, spare), value=math.inf)
+    x, n = means.unflatten(1, (groups, group)), sizes.unflatten(1, (groups, group))
+    squares = x.square().sum(-1)
+    even, odd = x[:, :, ::2], x[:, :, 1::2]
+    apart = squares[:, :, ::2, None] + squares[:, :, None, 1::2] - 2 * (even @ odd.transpose(-1, -2))
+    # n m / (n + m), in a form that padding of infinite size makes infinite only where it is chosen.
+    harmonic = 1 / (1 / n[:, :, ::2, None] + 1 / n[:, :, None, 1::2])
+    cost = apart.clamp(min=0) * harmonic
+    if spare:
+        cost = cost.masked_fill(n[:, :, None, 1::2].isinf() | n[:, :, ::2, None].isinf(), math.inf)
+    place = cost.argmin(-1)
+    least = cost.gather(-1, place[..., None])[..., 0]
+    first = torch.arange(groups, device=means.device)[:, None] * group
+    evens = (regions + 1) // 2
+    return least.flatten(1)[:, :evens], (2 * place + 1 + first).flatten(1)[:, :evens]
+
+
+def _means(x: Tensor, regions: TokenRegions) -> Tensor:
+    rows, sizes = regions
+    sums = x.new_zeros(x.shape[0], sizes.shape[1], x.shape[2])
+    return sums.scatter_add(1, rows[..., None].expand(-1, -1, x.shape[2]), x) / sizes[..., None].to(x.dtype)
+
+
+def _take(x: Tensor, rows: Tensor) -> Tensor:
+    return x.gather(1, rows[..., None].expand(-1, -1, x.shape[2]))
+
+
+def _tile_order(grid: tuple[int, int], tile: int, device: torch.device) -> Tensor:
+    """(N,) tokens in an order that goes through one tile after the other, each of them row by row."""
+    height, width = grid
+    rows, columns = torch.arange(height, device=device), torch.arange(width, device=device)
+    across = -(-width // tile)
+    number = (rows // tile)[:, None] * across + columns // tile
+    inside = (rows % tile)[:, None] * tile + columns % tile
+    return (number * tile * tile + inside).flatten().argsort()
+
+
+def _check_partition(keys, count, share, rows, grid, tile) -> None:
+    if keys.dim() != 3:
+        raise ValueError(f"keys of shape {tuple(keys.shape)} must be (B, N, K), for example (1, 576, 384).")
+    if rows is not None and not isinstance(rows, TokenRegions):
+        raise ValueError(f"rows={type(rows).__name__} must be None or TokenRegions, as partition_tokens gives them.")
+    if rows is not None:
+        _check_rows("keys", keys, rows.rows)
+    most = keys.shape[1] if rows is None else rows.sizes.shape[1]
+    if not isinstance(count, int) or isinstance(count, bool) or not 1 <= count <= most:
+        what = "tokens" if rows is None else "regions to go on from"
+        raise ValueError(f"count={count!r} must be 1 to {most}, the number of {what}, for example {-(-most // 2)}.")
+    if not isinstance(share, (int, float)) or isinstance(share, bool) or not 0 < share <= 0.5:
+        raise ValueError(f"share={share!r} must be above 0 and at most 0.5, for example 0.2.")
+    if tile is None:
+        return
+    if not isinstance(tile, int) or isinstance(tile, bool) or tile < 2 or tile % 2:
+        raise ValueError(f"tile={tile!r} must be an even number of tokens, 2 or more, for example 16.")
+    if grid is None or len(grid) != 2 or grid[0] * grid[1] != keys.shape[1]:
+        raise ValueError(
+            f"tile={tile} needs the grid (H, W) of the {keys.shape[1]} tokens, not {grid}, for example "
+            f"(1, {keys.shape[1]})."
+        )
+
+
+def _check_rows(name: str, x: Tensor, rows: Tensor) -> None:
+    if x.dim() != 3 or x.shape[:2] != rows.shape:
+        raise ValueError(
+            f"{name} of shape {tuple(x.shape)} must be (B, N, C) with (B, N) = {tuple(rows.shape)} of the regions, for "
+            "example the tokens that were partitioned."
+        )
