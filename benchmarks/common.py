@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import json
 import statistics
 import subprocess
 import time
@@ -13,6 +12,7 @@ from pathlib import Path
 import torch
 
 from hf_tokaccel.evaluation import describe_environment
+from hf_tokaccel.results.files import write_json
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -96,5 +96,5 @@ def save(name: str, result: dict) -> Path:
     """Write `result` to benchmarks/results."""
     RESULTS.mkdir(parents=True, exist_ok=True)
     path = RESULTS / f"{name}.json"
-    path.write_text(json.dumps(result, indent=2) + "\n")
+    write_json(path, result)
     return path
