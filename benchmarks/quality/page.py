@@ -177,13 +177,8 @@ def changes_table(part: dict) -> str:
 
 def _where(part: dict) -> str:
     where, options = Where.of(part["environment"], bool(part["environment"]["changed"])), part["options"]
-    run = [
-        where.device,
-        where.threads,
-        f"batch {options['batch_size']}",
-        options["dtype"],
-        f"{options['rounds']} rounds",
-    ]
+    run = [where.device, where.threads, f"batch {options['batch_size']}", options["dtype"]]
+    run.append(f"{options['rounds']} rounds")
     return (
         f"{'; '.join(filter(None, [', '.join(run), where.versions, where.commit]))}. Sweep of {len(part['sweep'])} "
         f"settings on {part['scenes']['validation']}; test on {part['scenes']['test']}; input "
