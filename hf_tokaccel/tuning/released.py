@@ -7,9 +7,9 @@ from dataclasses import dataclass, fields
 from difflib import get_close_matches
 from typing import Any
 
+from ..hosts.blocks import Grid
 from ..results.report import markdown_table
 from ..settings.clustering import TokenClusteringConfig
-from .encoder import Grid
 
 
 @dataclass(frozen=True)
