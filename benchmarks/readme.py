@@ -9,11 +9,10 @@ import sys
 from pathlib import Path
 
 import hf_tokaccel as ta
-from benchmarks import semantic_dense, semantic_tokens, tune
+from benchmarks import semantic_dense, semantic_tokens, swin_stage, tune
 from benchmarks.common import ROOT, shrink
 from benchmarks.method import ITERATIONS, NEIGHBORS, TARGETS
 from benchmarks.quality import page as quality
-from benchmarks.swin_stage import TARGET as STAGE_TARGET
 from hf_tokaccel.results.marked import fill_marked, marked_places
 from hf_tokaccel.results.report import Where, markdown_table
 from hf_tokaccel.results.rows import Result
@@ -61,20 +60,7 @@ def swin_stage_table() -> str:
     """What `python -m benchmarks.swin_stage` printed, newest CPU result."""
     path = max((ROOT / "benchmarks" / "results").glob("swin_stage-cpu-*.json"))
     result = json.loads(path.read_text())
-    headings = [
-        "setting of",
-        "dense stage, s",
-        "clustered stage, s",
-        "speed",
-        "clustering and reconstruction",
-        "target",
-    ]
-    lines = []
-    for name, row in result["rows"].items():
-        seconds = [f"{row['seconds'][kind]['median']:.2f}" for kind in ("dense stage", "clustered stage")]
-        speed, share = f"{row['speedup']['median']:.2f}x", f"{100 * row['share']['median']:.1f} % of the stage"
-        lines.append([name, *seconds, speed, share, f"{100 * STAGE_TARGET:.0f} %"])
-    return "\n".join([markdown_table(headings, lines), "", _where(result, path)])
+    return f"{swin_stage.sheet(result['rows']).to_markdown()}\n{_where(result, path)}"
 
 
 def semantic_tables() -> dict[str, str]:

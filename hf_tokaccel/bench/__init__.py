@@ -3,7 +3,7 @@
 from ..results.tables import to_markdown, to_table
 from .architectures import ARCHITECTURES, build_architecture
 from .modes import Mode, parse_mode
-from .report import BenchResult, BenchRow
+from .result import BenchResult, BenchRow
 from .run import bench
 
 __all__ = [

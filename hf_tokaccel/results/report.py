@@ -28,7 +28,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Sheet:
-    """A table in words, for `to_table` and `to_markdown`.
+    """A table in words, for a terminal and for Markdown.
 
     Attributes:
         headings: of the columns.
@@ -48,7 +48,8 @@ class Sheet:
 
     def to_markdown(self) -> str:
         table = markdown_table(self.headings, [line.cells for line in self.lines], self.names)
-        return f"{table}\n\n{'. '.join([*self.about, *self.notes])}.\n"
+        said = [*self.about, *self.notes]
+        return f"{table}\n\n{'. '.join(said)}.\n" if said else f"{table}\n"
 
 
 class Report(ABC):

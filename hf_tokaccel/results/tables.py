@@ -9,7 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from .report import Report
+from .report import Report, Sheet
 from .rows import CLASS_METRICS, Result
 
 
@@ -30,7 +30,11 @@ class WholeTable(Table):
 
 def to_table(report: Report) -> Table:
     """A result for a terminal."""
-    sheet = report.sheet()
+    return draw(report.sheet())
+
+
+def draw(sheet: Sheet) -> Table:
+    """A table for a terminal."""
     # Paths may hold brackets, which rich would take for markup.
     table = WholeTable(
         title=sheet.title and escape(sheet.title),
