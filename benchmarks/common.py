@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 import subprocess
 import time
@@ -14,6 +13,7 @@ from PIL import Image
 
 from hf_tokaccel.measure.environment import describe_environment
 from hf_tokaccel.measure.speed import seconds_interleaved
+from hf_tokaccel.results.files import write_json
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -63,5 +63,5 @@ def save(name: str, result: dict) -> Path:
     """Write `result` to benchmarks/results."""
     RESULTS.mkdir(parents=True, exist_ok=True)
     path = RESULTS / f"{name}.json"
-    path.write_text(json.dumps(result, indent=2) + "\n")
+    write_json(path, result)
     return path

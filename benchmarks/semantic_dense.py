@@ -25,6 +25,7 @@ import hf_tokaccel  # noqa: F401  registers the backbones
 from benchmarks.common import ROOT, save, stamp
 from hf_tokaccel.measure.flops import count_gflops
 from hf_tokaccel.measure.speed import time_interleaved
+from hf_tokaccel.results.files import write_json
 from hf_tokaccel.results.report import markdown_table
 from hf_tokaccel.training.segmentation import evaluate
 
@@ -145,7 +146,7 @@ def main() -> None:
     result |= stamp(PATHS)
     print(table(result))
     path = Path(args.output) / "result.json"
-    path.write_text(json.dumps(result, indent=2) + "\n")
+    write_json(path, result)
     if args.output == parser.get_default("output"):
         path = save("semantic_dense", result)
     print(path)

@@ -47,8 +47,7 @@ def load(task: str, limit: int) -> Loaded:
 
 def training_images(loaded: Loaded, count: int, size: tuple[int, int]) -> torch.Tensor:
     """Pixel values (n, 3, h, w) of training scenes; their labels are not read."""
-    scenes = SceneDataset("train", count, size).__getitems__(range(count))
-    samples = [{"image": scene["image"].permute(1, 2, 0).numpy()} for scene in scenes]
+    samples = SceneDataset("train", count, size, channels_last=True).__getitems__(range(count))
     return torch.stack([loaded.task.encode(sample)["pixel_values"] for sample in samples])
 
 

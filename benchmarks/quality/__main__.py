@@ -23,7 +23,7 @@ from rich.console import Console
 from benchmarks.common import RESULTS, ROOT
 from hf_tokaccel.evaluation.models import DTYPES
 from hf_tokaccel.evaluation.script import exit_status
-from hf_tokaccel.results.report import write_json
+from hf_tokaccel.results.files import write_json
 
 from .measure import TASKS, run, task_of
 from .page import show, write_page, write_plots

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
+
+from .files import write_json
 
 
 def markdown_table(headings: Sequence[str], lines: Sequence[Sequence[str]], names: int = 1, remarks: int = 0) -> str:
@@ -69,25 +70,11 @@ class Report(ABC):
 
     def save(self, path: str | Path) -> None:
         """Writes JSON, with null for numbers that are not finite, such as a share of nothing."""
-        write_json(path, self.to_dict())
+        write_json(path, self.to_dict(), exact=True)
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
         return cls.from_dict(json.loads(Path(path).read_text(encoding="utf-8")))
-
-
-def write_json(path: str | Path, values: Any) -> None:
-    text = json.dumps(_plain(values), indent=1, ensure_ascii=False, allow_nan=False)
-    Path(path).write_text(text + "\n", encoding="utf-8")
-
-
-def _plain(value: Any) -> Any:
-    """What JSON can hold."""
-    if isinstance(value, dict):
-        return {key: _plain(inner) for key, inner in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(inner) for inner in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 @dataclass(frozen=True)
