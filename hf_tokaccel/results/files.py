@@ -12,22 +12,27 @@ WIDTH = 119
 _SIX = Context(prec=6)
 
 
-def write_json(path: str | Path, values: Any) -> None:
+def write_json(path: str | Path, values: Any, *, exact: bool = False) -> None:
     """Writes a file of JSON: each row on a line, numbers to six significant digits, null where they are not finite.
 
     A row is an entry of a list; whatever else fits into a line of 119 characters has one, too.
+
+    Args:
+        path: of the file.
+        values: of plain data.
+        exact: keeps all digits, for what is read back and compared.
     """
-    Path(path).write_text(_text(_plain(values), "") + "\n", encoding="utf-8")
+    Path(path).write_text(_text(_plain(values, exact), "") + "\n", encoding="utf-8")
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: Any, exact: bool) -> Any:
     """What JSON can hold, such as null for a share of nothing."""
     if isinstance(value, dict):
-        return {key: _plain(inner) for key, inner in value.items()}
+        return {key: _plain(inner, exact) for key, inner in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(inner) for inner in value]
+        return [_plain(inner, exact) for inner in value]
     if isinstance(value, float):
-        return _six_digits(value) if math.isfinite(value) else None
+        return (value if exact else _six_digits(value)) if math.isfinite(value) else None
     return value
 
 

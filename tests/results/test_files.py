@@ -47,6 +47,8 @@ def test_tables_of_the_file_are_those_of_the_values(tmp_path):
     for digits in range(1, 6):
         assert [f"{value:.{digits}g}" for value in short] == [f"{value:.{digits}g}" for value in values]
     assert short[-3:] == [1.0, 0.3, 0.45]
+    write_json(tmp_path / "x.json", values, exact=True)
+    assert json.loads((tmp_path / "x.json").read_text()) == values
 
 
 @pytest.mark.parametrize(
