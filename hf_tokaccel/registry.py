@@ -77,6 +77,7 @@ def register_family(
     parts: tuple[type[nn.Module], ...] = (),
     note: str = "",
     refused: dict[type[PreTrainedModel], str] | None = None,
+    also: dict[type, type[PreTrainedModel]] | None = None,
 ) -> None:
     """Makes a family known: here, to the Auto classes, to checkpoint conversion and to image processors.
 
@@ -86,6 +87,7 @@ def register_family(
         parts: accelerated classes of inner modules.
         note: for the support table.
         refused: see `Family`.
+        also: what further Auto classes load, for pipelines that look there for a class which is not of Transformers.
     """
     family = Family(config, models, note, refused or {})
     FAMILIES[family.name] = family
@@ -97,6 +99,8 @@ def register_family(
         if issubclass(cls, PreTrainedModel):
             register_conversions(cls.__name__, (native_class(cls) or _transformers_base(cls)).__name__)
     register_types(config, family.native_config, {native_class(cls) or cls: cls for cls in models})
+    for auto_class, cls in (also or {}).items():
+        auto_class.register(config, cls, exist_ok=True)
 
 
 def register_types(
