@@ -148,6 +148,7 @@ import torch
 import transformers
 from transformers import AutoBackbone, AutoConfig, AutoImageProcessor, AutoModel, pipeline
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from hf_tokaccel.upstream import registered_types
 
 if first == "transformers":
     assert CONFIG_MAPPING["own"] is OwnConfig
@@ -239,7 +240,8 @@ types = [name for name in CONFIG_MAPPING if name.startswith("tokaccel_")]
 assert {*types} == {f.config.model_type for table in (ta.FAMILIES, SEMANTIC) for f in table.values()}
 assert {*types} < {*CONFIG_MAPPING.keys()}
 assert ta.FAMILIES["zoedepth"].config in CONFIG_MAPPING.values()
-assert pickle.loads(pickle.dumps(CONFIG_MAPPING))["tokaccel_vitmatte"] is ta.FAMILIES["vitmatte"].config
+copied = pickle.loads(pickle.dumps(registered_types(CONFIG_MAPPING)))
+assert type(copied) is dict and copied["tokaccel_vitmatte"] is ta.FAMILIES["vitmatte"].config
 assert ta.support_table().count("\\n") == len(ta.FAMILIES) + 1
 print(json.dumps(len(types)))
 """
