@@ -13,7 +13,7 @@ from ..images import input_step
 from ..measure.flops import count_gflops
 from ..measure.variant import Variant
 from ..settings.clustering import TokenClusteringConfig
-from ..settings.naming import _PLAIN, group_name, setting_name
+from ..settings.naming import group_name, setting_name
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,8 @@ def entries_for(
             accelerated = accelerate(model, setting, image_size)
             accel = stored_accel(accelerated.config)  # The model's family has filled in what the setting leaves open.
             resolved = TokenClusteringConfig.from_dict(accel)
-            label = setting_name(resolved if kind == "clusters" else replace(resolved, iterations=_PLAIN.iterations))
+            plain = replace(resolved, iterations=TokenClusteringConfig.iterations)
+            label = setting_name(resolved if kind == "clusters" else plain)
             entries.append(Entry(Variant(f"{kind} {label}", prepare(accelerated)), kind, accel, number))
         if rivals:
             try:
