@@ -8,7 +8,7 @@ from weakref import WeakValueDictionary
 
 from transformers import PreTrainedConfig
 
-from ..checks import require
+from ..checks import as_pair, require
 from ..registry import FAMILIES, accelerated_class, native_class, unsupported
 from ..settings.clustering import SIMILARITIES, TokenClusteringConfig
 from ..settings.methods import as_accel
@@ -106,7 +106,7 @@ class AcceleratedConfig(SettingConfig):
         window = cls.accel_window(host)
         if window is not None:
             return window, window
-        patch = (host.patch_size,) * 2 if isinstance(host.patch_size, int) else host.patch_size
+        patch = as_pair(host.patch_size)
         return image_size[0] // patch[0], image_size[1] // patch[1]
 
     @classmethod

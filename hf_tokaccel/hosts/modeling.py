@@ -20,6 +20,7 @@ from torch import nn
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.utils.output_capturing import capture_outputs
 
+from ..checks import as_pair
 from ..hub.shim import ShimMixin
 from ..registry import accelerated_class, unsupported
 from ..settings.clustering import TokenClusteringConfig
@@ -76,8 +77,7 @@ class AcceleratedModel(ShimMixin):
             setattr(owner, name, TrackedLayers(getattr(owner, name), self.accel_norm, self.accel_ambient))
 
     def accel_patch_size(self) -> tuple[int, int]:
-        size = self.config.patch_size
-        return (size, size) if isinstance(size, int) else tuple(size)
+        return as_pair(self.config.patch_size)
 
     def accel_depth(self) -> int:
         """Blocks of this host."""

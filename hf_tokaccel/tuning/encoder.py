@@ -9,6 +9,7 @@ from typing import Any
 from transformers import PreTrainedConfig
 
 from ..auto import accelerate_config
+from ..checks import as_pair
 from ..hosts.config import AcceleratedConfig, family_of
 from ..settings.clustering import TokenClusteringConfig
 
@@ -111,7 +112,7 @@ def describe_encoder(config: PreTrainedConfig, image_size: int | Grid) -> Encode
     Raises:
         ValueError: when the model type is not supported.
     """
-    size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
+    size = as_pair(image_size)
     head = find_head(config)
     host = head.accel_host()
     if hasattr(host, "embed_dim_per_stage"):
@@ -213,8 +214,7 @@ def _mlp(host: PreTrainedConfig, width: int) -> int:
 
 def _stages(host: PreTrainedConfig, size: Grid) -> Encoder:
     """Swin and its relatives."""
-    patch = host.patch_size if isinstance(host.patch_size, (list, tuple)) else (host.patch_size,) * 2
-    rows, columns = (-(-side // step) for side, step in zip(size, patch, strict=True))
+    rows, columns = (-(-side // step) for side, step in zip(size, as_pair(host.patch_size), strict=True))
     blocks, spans = [], []
     for stage, (depth, window) in enumerate(zip(host.depths, family_of(host).accel_stage_windows(host), strict=True)):
         width = host.embed_dim * 2**stage
