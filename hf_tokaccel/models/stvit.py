@@ -16,13 +16,13 @@ from transformers.models.vit.modeling_vit import ViTAttention, ViTLayer, ViTPatc
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
-from transformers.utils.output_capturing import capture_outputs
 
 from ..checks import as_pair
 from ..semantic.global_tokens import GlobalConfig, GlobalModel, PositionedPatches, patch_parameters
 from ..semantic.layers import SemanticAttention, SemanticLayer
 from ..semantic.modeling import SemanticFamily, register_semantic_family
 from ..semantic.pooling import check_token_grid
+from ..upstream import capture_outputs
 
 
 class TokAccelSTViTConfig(GlobalConfig, ViTConfig):
