@@ -76,8 +76,8 @@ class FamilyTester:
         tolerance: between different orders of float32 arithmetic, relative to the largest output.
         single_graph: whether the native model can be compiled and exported as one graph. Where it cannot, the tests
             show that, and that ours compiles in several.
-        strict_export: whether the export is also traced by Dynamo, as compiling is; of each kind of host one class says
-            so: a plain one (ViT), a head on a backbone (DPT) and one with windows (Swin).
+        strict_export: whether the export is also traced by Dynamo, as compiling is; one class of each kind of host
+            says so: a plain one (ViT), a head on a backbone (DPT), one with windows (Swin).
         unchanged_states: hidden states before the clusters; None where they are those of blocks.
         secondary: whether another class, of this family or of one built alike, runs the same blocks by the same
             wrappers; then compiling, exporting and fresh processes, which take most of the time, are tested by

@@ -1,8 +1,8 @@
 """Fresh processes that need not import torch again: a server that has imported it and Transformers forks them.
 
-`run` is to a test what `subprocess.run([sys.executable, *arguments], capture_output=True, text=True)` is. Only what the
-server has imported is not fresh: torch, Transformers and the model files of its families, never this package. Of each
-kind of start some test keeps a real process: a script by `accelerate launch` (test_evaluate_segmentation), a module by
+To a test `run` is what `subprocess.run([sys.executable, *arguments], capture_output=True, text=True)` is. Not fresh is
+what the server has imported: torch, Transformers and the model files of its families, never this package. Of each kind
+of start some test keeps a real process: a script by `accelerate launch` (test_evaluate_segmentation), a module by
 `python -m` (test_scenes), and a script that loads with trust_remote_code before this package is imported (test_hub).
 """
 
@@ -117,7 +117,7 @@ def _enter(order) -> None:
     outputs = [os.open(file, os.O_WRONLY | os.O_CREAT, 0o600) for file in order["files"]]
     for source, target in zip((inputs, *outputs), range(3), strict=True):
         os.dup2(source, target)
-    sys.stdin = open(0, closefd=False)
+    sys.stdin = os.fdopen(0, closefd=False)
     os.chdir(order["cwd"])
     os.environ.update(order["env"])
     try:
