@@ -25,7 +25,7 @@ from benchmarks.common import ROOT, interleaved, peak_bytes, ratios, save, stamp
 from hf_tokaccel.functional import cluster_tokens, plan_reconstruction, reconstruct_tokens
 
 # The numbers below depend on these files only.
-PATHS = ["hf_tokaccel/functional.py", "hf_tokaccel/_tiling.py", "benchmarks/method.py", "benchmarks/common.py"]
+PATHS = ["hf_tokaccel/clustering", "benchmarks/method.py", "benchmarks/common.py"]
 
 GRID, CLUSTER_GRID, WIDTH, ITERATIONS, NEIGHBORS = (40, 40), (28, 28), 1024, 5, 20
 TARGETS = {5: 0.20, 7: 0.25}

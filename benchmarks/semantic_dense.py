@@ -23,12 +23,13 @@ from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation, P
 
 import hf_tokaccel  # noqa: F401  registers the backbones
 from benchmarks.common import ROOT, save, stamp
-from hf_tokaccel.evaluation.speed import count_gflops, time_interleaved
-from hf_tokaccel.reference.segmentation import evaluate
+from hf_tokaccel.measure.flops import count_gflops
+from hf_tokaccel.measure.speed import time_interleaved
+from hf_tokaccel.training.segmentation import evaluate
 
 # The numbers below depend on these files only.
 PATHS = ["hf_tokaccel/semantic", "hf_tokaccel/models/stvit_swin.py", "hf_tokaccel/scenes"]
-PATHS += ["hf_tokaccel/reference/training.py", "hf_tokaccel/reference/segmentation.py"]
+PATHS += [f"hf_tokaccel/training/{name}.py" for name in ("loop", "scenes", "segmentation")]
 PATHS += ["examples/train_upernet.py", "benchmarks/semantic_dense.py"]
 
 SCRIPT = ROOT / "examples" / "train_upernet.py"

@@ -22,7 +22,7 @@ from transformers import AutoModelForImageClassification, PreTrainedConfig, Swin
 
 import hf_tokaccel as ta
 from benchmarks.common import interleaved, ratios, save, stamp, summary
-from hf_tokaccel.evaluation.speed import count_gflops
+from hf_tokaccel.measure.flops import count_gflops
 
 # The numbers below depend on these files only.
 PATHS = ["hf_tokaccel/semantic", "benchmarks/semantic_tokens.py", "benchmarks/common.py"]

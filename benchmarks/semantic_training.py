@@ -25,7 +25,10 @@ from accelerate.utils import set_seed
 from rich.console import Console
 
 from benchmarks.common import ROOT, interleaved, ratios, save, stamp
-from hf_tokaccel.classification import (
+from hf_tokaccel.evaluation import count_gflops, make_accelerator, time_interleaved
+from hf_tokaccel.measure.environment import git_commit
+from hf_tokaccel.semantic import SemanticTokenConfig
+from hf_tokaccel.training.classification import (
     SIZES,
     Recipe,
     Run,
@@ -35,15 +38,17 @@ from hf_tokaccel.classification import (
     evaluate,
     load_images,
 )
-from hf_tokaccel.classification.models import input_size
-from hf_tokaccel.classification.recipe import PRESETS
-from hf_tokaccel.evaluation import count_gflops, make_accelerator, time_interleaved
-from hf_tokaccel.evaluation.environment import git_commit
-from hf_tokaccel.evaluation.rivals import parse_accel
-from hf_tokaccel.semantic import SemanticTokenConfig
+from hf_tokaccel.training.classification.models import input_size
+from hf_tokaccel.training.classification.recipe import PRESETS
+from hf_tokaccel.tuning.text import parse_accel
 
-PATHS = ["hf_tokaccel/classification", "hf_tokaccel/semantic", "hf_tokaccel/models/stvit.py", "hf_tokaccel/scenes"]
-PATHS += ["hf_tokaccel/models/stvit_swin.py", "benchmarks/semantic_training.py"]
+PATHS = [
+    "hf_tokaccel/training/classification",
+    "hf_tokaccel/training/loop.py",
+    "hf_tokaccel/semantic",
+    "hf_tokaccel/scenes",
+]
+PATHS += ["hf_tokaccel/models/stvit.py", "hf_tokaccel/models/stvit_swin.py", "benchmarks/semantic_training.py"]
 BASE, SEMANTIC = "base", "semantic tokens"
 
 
@@ -203,7 +208,7 @@ def main(argv: list[str] | None = None) -> None:
     add("--images", type=int, help="training images at most; of scenes how many to render")
     add("--seeds", type=int, default=3)
     for name, kind in (("epochs", int), ("batch-size", int), ("lr", float)):
-        add(f"--{name}", type=kind, help="instead of the preset's, see hf_tokaccel.classification.recipe")
+        add(f"--{name}", type=kind, help="instead of the preset's, see hf_tokaccel.training.classification.recipe")
     add("--rounds", type=int, default=40, help="of the timing")
     add("--batches", type=int, nargs="+", default=[1, 32], help="batch sizes that are timed")
     add("--threads", type=int, default=1, help="of the CPU, in training; speed is measured with one")

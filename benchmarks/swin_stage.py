@@ -18,11 +18,11 @@ from transformers import SwinConfig, SwinModel
 
 import hf_tokaccel as ta
 from benchmarks.common import ROOT, interleaved, ratios, save, stamp, summary
-from hf_tokaccel.layout import WindowSequenceLayout
-from hf_tokaccel.track import TokenTrack
+from hf_tokaccel.hosts.layout import WindowSequenceLayout
+from hf_tokaccel.hosts.track import TokenTrack
 
 # The numbers below depend on these files only.
-PATHS = ["hf_tokaccel/" + name for name in ("functional.py", "_tiling.py", "track.py", "layout.py", "stages.py")]
+PATHS = ["hf_tokaccel/clustering", *(f"hf_tokaccel/hosts/{name}.py" for name in ("track", "layout", "stages"))]
 PATHS += ["hf_tokaccel/models/swin.py", "benchmarks/swin_stage.py", "benchmarks/common.py"]
 
 SIZE, WINDOW, STAGE = (72, 72), 12, 2  # stage 3 of 1152 x 1152 pixels

@@ -8,8 +8,8 @@ accelerate launch --multi_gpu --num_processes 2 examples/evaluate_depth.py --cpu
 
 import sys
 
+from hf_tokaccel.evaluation.depth.script import build_parser, load
 from hf_tokaccel.evaluation.script import run_script
-from hf_tokaccel.evaluation.scripts.depth import build_parser, load
 
 
 def main(argv: list[str] | None = None) -> int:

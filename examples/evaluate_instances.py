@@ -9,8 +9,8 @@ accelerate launch --multi_gpu --num_processes 2 examples/evaluate_instances.py -
 
 import sys
 
+from hf_tokaccel.evaluation.instances.script import build_parser, load
 from hf_tokaccel.evaluation.script import run_script
-from hf_tokaccel.evaluation.scripts.instances import build_parser, load
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -8,8 +8,8 @@ accelerate launch examples/evaluate_sam.py --model facebook/sam-vit-base --image
 
 import sys
 
+from hf_tokaccel.evaluation.sam.script import build_parser, load
 from hf_tokaccel.evaluation.script import run_script
-from hf_tokaccel.evaluation.scripts.sam import build_parser, load
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -10,7 +10,7 @@ accelerate launch --multi_gpu --num_processes 2 examples/evaluate_segmentation.p
 import sys
 
 from hf_tokaccel.evaluation.script import run_script
-from hf_tokaccel.evaluation.scripts.segmentation import build_parser, load
+from hf_tokaccel.evaluation.segmentation.script import build_parser, load
 
 
 def main(argv: list[str] | None = None) -> int:

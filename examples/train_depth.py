@@ -17,8 +17,8 @@ from transformers import (
     DPTImageProcessor,
 )
 
-from hf_tokaccel.reference.training import VIT_SIZES, Task, parse_sized, parser, place, train_or_evaluate
 from hf_tokaccel.scenes import render_scenes
+from hf_tokaccel.training.scenes import VIT_SIZES, Task, parse_sized, parser, place, train_or_evaluate
 
 METRICS = ("abs_rel", "rmse", "delta1", "delta2", "delta3", "delta1_objects")
 

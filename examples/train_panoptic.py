@@ -20,11 +20,11 @@ from transformers import (
 )
 from transformers.models.mask2former.modeling_mask2former import Mask2FormerLoss
 
-from hf_tokaccel.evaluation.panoptic import STEP, code, image_sums, metrics_from_sums, num_sums, segment_map
-from hf_tokaccel.reference.segmentation import LABELS, MATERIALS
-from hf_tokaccel.reference.training import Task, parse_sized, parser, train_or_evaluate
+from hf_tokaccel.measure.metrics.panoptic import STEP, code, image_sums, metrics_from_sums, num_sums, segment_map
 from hf_tokaccel.scenes import CLASS_NAMES, render_scenes
 from hf_tokaccel.scenes._classes import NUM_STUFF
+from hf_tokaccel.training.scenes import Task, parse_sized, parser, train_or_evaluate
+from hf_tokaccel.training.segmentation import LABELS, MATERIALS
 
 _LARGE = {"width": 96, "window": 8, "features": 256, "decoder_width": 256, "encoder_layers": 3, "queries": 100}
 _LARGE |= {"layers": 6, "heads": 8, "mlp": 1024, "points": 4096, "image_size": 512, "lr": 5e-4, "warmup": 1000}

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
-from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModel
 
 import hf_tokaccel as ta
-from hf_tokaccel.configuration import TokenClusteringConfig
-from hf_tokaccel.track import TrackedLayers
+from hf_tokaccel.hosts.track import TrackedLayers
+from hf_tokaccel.measure.flops import flop_counter
+from hf_tokaccel.settings.clustering import TokenClusteringConfig
 
 # Small clusters with a small window keep centroids apart: exact ties would be broken differently by different graphs.
 ACCEL = {"cluster_after": 1, "cluster_grid": [4, 4], "window": 3, "neighbors": 4, "inverse_temperature": "auto"}
@@ -445,7 +445,7 @@ class FamilyTester:
 
     def test_spends_fewer_flops(self, model, fast):
         def flops(module):
-            with FlopCounterMode(display=False) as counter, torch.no_grad():
+            with flop_counter() as counter, torch.no_grad():
                 module(self.images())
             return counter.get_total_flops()
 
@@ -511,7 +511,7 @@ def every_pair(parts):
 
 def recommend(tester):
     """The recommended setting of a family's tiny model."""
-    return ta.TokenClusteringConfig.recommended(tester().config(), tester.image_size, tester.speedup)
+    return ta.recommended(tester().config(), tester.image_size, tester.speedup)
 
 
 def is_accelerated(part):

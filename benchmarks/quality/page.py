@@ -10,7 +10,7 @@ from PIL import Image
 from rich.console import Console
 from rich.markdown import Markdown
 
-from hf_tokaccel.evaluation.pareto import Plot, Point, draw_pareto
+from hf_tokaccel.results.pareto import Plot, Point, draw_pareto
 
 from .claim import TARGET
 from .methods import METHODS

@@ -13,7 +13,7 @@ from torch.overrides import TorchFunctionMode
 from transformers import PreTrainedModel
 
 from ..auto import accelerate
-from ..evaluation.compare import compile_model
+from ..measure.compilation import compile_model
 from ..quantization import check_backend, quantize_int8
 
 ATTENTIONS = ("sdpa", "eager")

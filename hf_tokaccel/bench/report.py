@@ -10,7 +10,8 @@ from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
 
-from ..evaluation.report import GFLOPS_NOTE, WholeTable
+from ..results.rows import GFLOPS_NOTE
+from ..results.tables import WholeTable
 
 _READS = {
     "relative_error": "rel. error to dense ↓",
@@ -46,7 +47,7 @@ class BenchRow:
         peak_bytes: memory of a call beyond the weights; None where it cannot be measured.
         gflops: billion FLOPs of an image.
         gflops_ratio: to dense.
-        agreement: with dense in the first mode; see `bench.agreement`.
+        agreement: with dense in the first mode; see `measure.agreement.mean_agreement`.
         method_seconds: of clustering (or merging) and reconstruction by themselves; None where there is none.
         layers_only_speedup: what `speedup` would be if they cost nothing.
     """

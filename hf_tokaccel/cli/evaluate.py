@@ -50,9 +50,9 @@ def guess_task(model: str) -> str:
     Raises:
         ValueError: Nothing to load there, or none fits, or several do.
     """
-    from ..card import auto_class_of
+    from ..checkpoint import load_config
     from ..evaluation.scripts import BY_AUTO_CLASS, NAMES
-    from ..loading import load_config
+    from ..hub.card import auto_class_of
 
     auto_class = auto_class_of(load_config(model))
     found = BY_AUTO_CLASS.get(auto_class, ())

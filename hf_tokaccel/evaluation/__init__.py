@@ -1,14 +1,20 @@
 """Evaluation shared by the example scripts: data sets, metrics, the loop, timing, rivals, tables and pictures."""
 
-from .depth import DEPTH_METRICS, DepthMetric, DepthProtocol, align, crop_mask, depth_errors, metrics_from_sums
-from .environment import describe_environment
+from ..images import UnreadableError
+from ..measure.environment import describe_environment
+from ..measure.flops import count_gflops
+from ..measure.metrics.depth import DEPTH_METRICS, DepthProtocol, align, crop_mask, depth_errors, metrics_from_sums
+from ..measure.metrics.segmentation import confusion_matrix, metrics_from_counts
+from ..measure.speed import Timing, time_interleaved
+from ..measure.variant import Variant
+from ..results.rows import Result, Row
+from ..results.tables import to_markdown, to_table
+from .depth.metric import DepthMetric
 from .loop import Scores, evaluate_variants
-from .panoptic import PanopticMetric
+from .panoptic.metric import PanopticMetric
 from .processes import make_accelerator
-from .report import Result, Row, to_markdown, to_table
-from .segmentation import SegmentationMetric, confusion_matrix, metrics_from_counts
-from .speed import Timing, count_gflops, time_interleaved
-from .task import Summary, Task, UnreadableError, Variant
+from .segmentation.metric import SegmentationMetric
+from .task import Summary, Task
 from .windows import Windows
 
 __all__ = [

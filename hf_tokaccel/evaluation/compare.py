@@ -8,27 +8,15 @@ from functools import partial
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor, nn
+from torch import Tensor
 
-from .loop import EncodedDataset, evaluate_variants, progress_bar, same_size
-from .report import Row
-from .rivals import Entry
-from .speed import count_gflops, time_interleaved
+from ..measure.flops import count_gflops
+from ..measure.progress import progress_bar
+from ..measure.speed import time_interleaved
+from ..results.rows import Row
+from ..rivals.build import Rival
+from .loop import EncodedDataset, evaluate_variants, same_size
 from .task import Task
-
-
-def compile_model(model: nn.Module, backend: str = "inductor") -> nn.Module:
-    """`torch.compile` for static shapes, with room for many variants of one model class.
-
-    Raises:
-        ValueError: An unknown backend.
-    """
-    backends = torch._dynamo.list_backends(exclude_tags=())
-    if backend not in backends:
-        raise ValueError(f"compile backend {backend!r} must be one of {', '.join(backends)}; for example inductor")
-    # The limit counts all objects that share one forward, and each variant is one.
-    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 128)
-    return torch.compile(model, backend=backend, dynamic=False)
 
 
 def first_items(samples: Sequence[dict], task: Task, count: int) -> list[dict]:
@@ -68,7 +56,7 @@ class Comparison:
 
 
 def compare(
-    entries: Sequence[Entry],
+    entries: Sequence[Rival],
     samples: Sequence[dict],
     task: Task,
     accelerator: Accelerator,
@@ -112,7 +100,7 @@ def compare(
     summaries = task.summarise(scores.sums, scores.kept)
     rows = [
         Row(
-            name=entry.variant.name,
+            name=entry.name,
             kind=entry.kind,
             accel=entry.accel,
             input_size=entry.variant.size(*size),

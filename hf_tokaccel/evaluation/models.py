@@ -9,9 +9,10 @@ from pathlib import Path
 import torch
 from transformers import AutoConfig, AutoImageProcessor
 
-import hf_tokaccel as ta
-
-from ..loading import first_line, missing_weights, stored_accel
+from ..checkpoint import missing_weights
+from ..checks import first_line
+from ..hosts.config import stored_accel
+from ..hosts.convert import to_native
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -74,26 +75,6 @@ def load_model(name: str | Path, kind: ModelKind, *, dtype: str = "float32", dev
             f"give one that was trained for {kind.trained_for}, such as {kind.example}"
         )
     accel = stored_accel(config)
-    dense = model if accel is None else ta.to_native(model)
+    dense = model if accel is None else to_native(model)
     # Nothing is trained; and the counter of FLOPs fails on parameters with gradients that modules hand on.
     return dense.eval().requires_grad_(False).to(device), accel, processor
-
-
-def patch_size(config) -> int:
-    """Side of a patch in pixels; DPT keeps it in its own config or in that of its backbone."""
-    backbone = getattr(config, "backbone_config", None)
-    size = getattr(backbone, "patch_size", None) or getattr(config, "patch_size", None) or 1
-    return int(max(size)) if isinstance(size, (list, tuple)) else int(size)
-
-
-def input_step(config) -> int:
-    """What the sides of a model's input must be multiples of: a patch, or as many as there are windows a side."""
-    backbone = getattr(config, "backbone_config", None) or config
-    return patch_size(config) * (getattr(backbone, "num_windows", None) or 1)
-
-
-def input_size(processor, default: int = 384) -> tuple[int, int]:
-    """Size that scenes are rendered at for an image processor: the one it makes anyway, (height, width) in pixels."""
-    size = getattr(processor, "size", None) or {}
-    height, width = (size.get(key) or size.get("shortest_edge") or default for key in ("height", "width"))
-    return int(height), int(width)

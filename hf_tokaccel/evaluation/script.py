@@ -6,7 +6,7 @@ import argparse
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,15 +16,18 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 from rich.console import Console
 
-from hf_tokaccel import TokenClusteringConfig
-
-from .compare import compare, compile_model, first_batch
-from .datasets import open_photographs
-from .environment import describe_environment
+from ..images import open_photographs
+from ..measure.compilation import compile_model
+from ..measure.environment import describe_environment
+from ..results.rows import Result
+from ..results.tables import to_class_table, to_markdown, to_table
+from ..rivals.build import EVALUATION, Subject, rivals_of
+from ..rivals.settings import default_settings, settings_to_show
+from ..settings.clustering import TokenClusteringConfig
+from ..tuning.text import parse_accels, resolve_accels
+from .compare import compare, first_batch
 from .models import DTYPES
 from .processes import make_accelerator
-from .report import Result, to_class_table, to_markdown, to_table
-from .rivals import default_settings, entries_for, parse_accels, resolve_accels, settings_to_show
 from .task import Task
 
 LEAST = {"batch_size": 1, "rounds": 1, "limit": 1, "pictures": 0, "num_workers": 0, "seed": 0}
@@ -126,8 +129,9 @@ class Job:
             settings = settings_to_show(settings) if self.dataset is None else settings
         settings = resolve_accels(settings, loaded.dense.config, tuple(pixel_values.shape[-2:]))
         prepare = partial(compile_model, backend=args.compile) if args.compile else lambda model: model
-        rivals = self.dataset is not None
-        self.entries, self.notes = entries_for(loaded.dense, settings, pixel_values, prepare=prepare, rivals=rivals)
+        subject = Subject(loaded.dense, tuple(pixel_values.shape[-2:]), pixel_values)
+        rows, self.notes = rivals_of(subject, settings, {} if self.dataset is None else EVALUATION)
+        self.entries = [replace(row, model=prepare(row.model)) for row in rows]
 
 
 def evaluate_dataset(job: Job, console: Console) -> None:

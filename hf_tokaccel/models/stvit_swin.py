@@ -13,16 +13,16 @@ from transformers.models.swin.modeling_swin import (
     SwinPatchMerging,
 )
 from transformers.utils.generic import merge_with_config_defaults
-from transformers.utils.output_capturing import capture_outputs
 
-from ..configuration import require
-from ..graft import become
-from ..semantic.configuration import SemanticTokenConfig
+from ..checks import require
+from ..hosts.graft import become
 from ..semantic.modeling import SemanticConfig, SemanticFamily, SemanticModel, register_semantic_family
 from ..semantic.pooling import check_token_grid
 from ..semantic.stage import DroppingStage, SemanticMerging, SemanticStage
 from ..semantic.swin_layer import WindowLayer
 from ..semantic.units import GlobalUnits, LocalUnits
+from ..settings.semantic import SemanticTokenConfig
+from ..upstream import capture_outputs
 
 _STAGE = 2  # index of the stage with semantic tokens
 

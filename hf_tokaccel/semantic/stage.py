@@ -11,19 +11,11 @@ from torch import Tensor, nn
 from transformers import SwinConfig
 from transformers.models.swin.modeling_swin import SwinPatchMerging, SwinRelativePositionBias, SwinStage
 
-from .configuration import SemanticTokenConfig
+from ..settings.semantic import SemanticTokenConfig
 from .layers import SemanticLayer
 from .pooling import GlobalCenters, SemanticPooling, check_token_grid
 from .swin_layer import WindowLayer, fitted_window, part_of_bias
-from .windows import (
-    Axis,
-    Size,
-    count_windows,
-    join,
-    key_windows,
-    partition,
-    window_padding,
-)
+from .windows import Axis, Size, count_windows, join, key_windows, partition, window_padding
 
 
 @dataclass(frozen=True)
