@@ -64,6 +64,7 @@ class STViTTester(SemanticTester):
 class TestSTViTForImageClassification(STViTTester):
     native, ours = ViTForImageClassification, TokAccelSTViTForImageClassification
     auto = AutoModelForImageClassification
+    strict_export = True
 
 
 class TestSTViTModel(STViTTester):

@@ -182,6 +182,7 @@ class TestSTViTRSwinModel(RecoveringTester):
 
 
 class TestSTViTRSwinBackbone(RecoveringTester):
+    strict_export = True
     native, ours, auto = SwinBackbone, TokAccelSTViTSwinBackbone, TokAccelSTViTSwinBackbone
     image_size = (100, 70)
     changes = {"out_features": ["stage1", "stage2", "stage3", "stage4"]}
