@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..checks import check_choice, is_count, is_number, require
 from .functional import _autocast_off, _exact
 
 EXPANSIONS = ("delta", "nearest")
@@ -110,20 +111,14 @@ def reconstruct_regions(
     Raises:
         ValueError: on an unknown expansion, `"delta"` without tokens and centroids, or shapes that do not go together.
     """
-    if expansion not in EXPANSIONS:
-        raise ValueError(f'expansion={expansion!r} must be "delta" or "nearest", for example "delta".')
-    if refined.dim() != 3 or refined.shape[:2] != regions.sizes.shape:
-        raise ValueError(
-            f"refined of shape {tuple(refined.shape)} must be (B, M, C) with (B, M) = {tuple(regions.sizes.shape)} of "
-            "the regions, for example what average_tokens gives."
-        )
+    check_choice("expansion", expansion, EXPANSIONS, "delta")
+    fits = refined.dim() == 3 and refined.shape[:2] == regions.sizes.shape
+    allowed = f"(B, M, C) with (B, M) = {tuple(regions.sizes.shape)} of the regions"
+    require(fits, "refined.shape", tuple(refined.shape), allowed, (*regions.sizes.shape, 384))
     if expansion == "nearest":
         return _take(refined, regions.rows)
-    if tokens is None or centroids is None:
-        raise ValueError(
-            'expansion="delta" needs the tokens and centroids of the time of clustering: give both, or '
-            'expansion="nearest".'
-        )
+    given = tokens is not None and centroids is not None
+    require(given, "expansion", expansion, "'nearest' where tokens and centroids are not given", "nearest")
     _check_rows("tokens", tokens, regions.rows)
     with _autocast_off(refined):
         change = _exact(refined) - _exact(centroids)
@@ -255,32 +250,23 @@ def _tile_order(grid: tuple[int, int], tile: int, device: torch.device) -> Tenso
 
 
 def _check_partition(keys, count, share, rows, grid, tile) -> None:
-    if keys.dim() != 3:
-        raise ValueError(f"keys of shape {tuple(keys.shape)} must be (B, N, K), for example (1, 576, 384).")
-    if rows is not None and not isinstance(rows, TokenRegions):
-        raise ValueError(f"rows={type(rows).__name__} must be None or TokenRegions, as partition_tokens gives them.")
+    require(keys.dim() == 3, "keys.shape", tuple(keys.shape), "(B, N, K)", (1, 576, 384))
     if rows is not None:
+        require(isinstance(rows, TokenRegions), "rows", type(rows).__name__, "None or TokenRegions", None)
         _check_rows("keys", keys, rows.rows)
     most = keys.shape[1] if rows is None else rows.sizes.shape[1]
-    if not isinstance(count, int) or isinstance(count, bool) or not 1 <= count <= most:
-        what = "tokens" if rows is None else "regions to go on from"
-        raise ValueError(f"count={count!r} must be 1 to {most}, the number of {what}, for example {-(-most // 2)}.")
-    if not isinstance(share, (int, float)) or isinstance(share, bool) or not 0 < share <= 0.5:
-        raise ValueError(f"share={share!r} must be above 0 and at most 0.5, for example 0.2.")
+    what = "tokens" if rows is None else "regions to go on from"
+    require(is_count(count) and count <= most, "count", count, f"1 to {most}, the number of {what}", -(-most // 2))
+    require(is_number(share) and 0 < share <= 0.5, "share", share, "above 0 and at most 0.5", 0.2)
     if tile is None:
         return
-    if not isinstance(tile, int) or isinstance(tile, bool) or tile < 2 or tile % 2:
-        raise ValueError(f"tile={tile!r} must be an even number of tokens, 2 or more, for example 16.")
-    if grid is None or len(grid) != 2 or grid[0] * grid[1] != keys.shape[1]:
-        raise ValueError(
-            f"tile={tile} needs the grid (H, W) of the {keys.shape[1]} tokens, not {grid}, for example "
-            f"(1, {keys.shape[1]})."
-        )
+    require(is_count(tile) and tile % 2 == 0, "tile", tile, "None or an even number of tokens", 16)
+    tokens = keys.shape[1]
+    whole = isinstance(grid, tuple) and len(grid) == 2 and grid[0] * grid[1] == tokens
+    require(whole, "grid", grid, f"(H, W) of the {tokens} tokens where tile is given", (1, tokens))
 
 
 def _check_rows(name: str, x: Tensor, rows: Tensor) -> None:
-    if x.dim() != 3 or x.shape[:2] != rows.shape:
-        raise ValueError(
-            f"{name} of shape {tuple(x.shape)} must be (B, N, C) with (B, N) = {tuple(rows.shape)} of the regions, for "
-            "example the tokens that were partitioned."
-        )
+    fits = x.dim() == 3 and x.shape[:2] == rows.shape
+    allowed = f"(B, N, C) with (B, N) = {tuple(rows.shape)} of the regions"
+    require(fits, f"{name}.shape", tuple(x.shape), allowed, (*rows.shape, 384))
