@@ -1,10 +1,10 @@
-"""Adaptive clusters: regions of free shape and a fixed count, and attention that knows how many tokens each stands for.
+"""Adaptive clusters: regions of free shape and a fixed count, and attention that knows what each stands for.
 
-Bipartite matching in a few static rounds, as Token Merging (Bolya et al., ICLR 2023) has it, by the cost of Ward (1963);
-attention with sizes is the proportional attention of the same paper, and `"delta"` the change of a region added to each of
-its tokens (IPCV, arXiv 2512.18747, has a form of it). Tokens are (B, N, C) without class tokens, regions (B, M, C).
-Everything is computed in float32 (float64 stays) with autocast off, every shape is static given N and M, nothing is random,
-and ties are broken by order.
+Bipartite matching in a few static rounds, as Token Merging (Bolya et al., ICLR 2023) has it, by the cost of Ward
+(1963). Attention with sizes is the proportional attention of the same paper, and `"delta"` adds the change of a region
+to each of its tokens (IPCV, arXiv 2512.18747, has a form of it). Tokens are (B, N, C) without class tokens, regions
+(B, M, C). Everything is computed in float32 (float64 stays) with autocast off, every shape is static given N and M,
+nothing is random, and ties are broken by order.
 """
 
 from __future__ import annotations
@@ -51,8 +51,8 @@ def partition_tokens(
         share: of the regions that a round joins at most, above 0 and up to 0.5.
         rows: regions to go on from; None begins with single tokens.
         grid: (H, W) of the tokens, for `tile`.
-        tile: side in tokens of the tiles inside of which regions choose, even; time and memory then grow linearly with N.
-            None compares all with all.
+        tile: side in tokens of the tiles inside of which regions choose, even; time and memory then grow linearly
+            with N. None compares all with all.
 
     Raises:
         ValueError: on a count, share, shape or tile outside of what is written above.
