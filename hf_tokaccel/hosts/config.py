@@ -113,7 +113,7 @@ class AcceleratedConfig(SettingConfig):
             return self
         host = attrgetter(self.accel_host_path)(self)
         kind, types = getattr(host, "model_type", None), self.accel_host_types
-        if kind not in (types or FAMILIES):
+        if kind not in types if types else kind not in FAMILIES:
             instead = f" instead of {' or '.join(map(repr, types))}" if types else ""
             raise unsupported(f"{native_class(type(self)).model_type!r} on a {kind!r} backbone{instead}")
         return host
