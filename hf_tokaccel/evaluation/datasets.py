@@ -16,7 +16,6 @@ from torch.utils.data import Dataset
 from ..images import reading
 
 DEFAULT_SCENES = 200
-TABLES = "a folder that the datasets library reads, or a Hub name such as owner/name"
 
 
 class MappedSamples(Dataset):

@@ -301,7 +301,7 @@ def test_two_processes_give_the_same_metrics(main, model_folder, tmp_path):
     [
         (["--limit", "0"], "--limit 0 must be at least 1, for example"),
         (["--batch-size", "0"], "--batch-size 0"),
-        (["--dtype", "int4"], "dtype='int4' must be one of float32, float16, bfloat16"),
+        (["--dtype", "int4"], "dtype='int4' must be one of auto, float32, float16, bfloat16"),
         (["--dataset", "screens"], "'screens' is neither known nor a folder; use scenes, nyuv2:DIR"),
         (["--dataset", "kitti:/no/such"], "'/no/such' does not exist"),
         (["--accel", "cluster_after=1,cluster_grid=3x3,colour=red"], "colour"),

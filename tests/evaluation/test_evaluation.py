@@ -51,6 +51,7 @@ from hf_tokaccel.evaluation.pictures import Panel, cluster_borders
 from hf_tokaccel.images import input_size, open_photographs, patch_size
 from hf_tokaccel.measure import speed
 from hf_tokaccel.measure.compilation import compile_model
+from hf_tokaccel.measure.progress import progress_bar
 from hf_tokaccel.rivals.entries import matching_scale
 from hf_tokaccel.rivals.settings import default_settings, settings_to_show
 from hf_tokaccel.tuning.text import parse_accel
@@ -424,6 +425,26 @@ def test_timing_is_interleaved_and_skips_the_warm_up():
     assert timings[0].speedup == 1
     with pytest.raises(ValueError, match="rounds=0 must be at least 1"):
         time_interleaved([lambda: None], rounds=0)
+
+
+def test_progress_in_a_log_is_lines_of_text(monkeypatch, capsys):
+    with progress_bar() as progress:
+        bar = progress.add_task("evaluating", total=3)
+        progress.advance(bar)
+        monkeypatch.setattr("hf_tokaccel.measure.progress.SECONDS_BETWEEN_LINES", 0)
+        bar = progress.add_task("timing", total=2)
+        for _ in range(3):
+            progress.advance(bar)
+    with progress_bar(False) as progress:
+        progress.advance(progress.add_task("silent", total=1))
+    said = capsys.readouterr()
+    assert [line.split(" after")[0] for line in said.err.splitlines()] == [
+        "evaluating: 0 of 3",  # and no second line within seconds
+        "timing: 0 of 2",
+        "timing: 1 of 2",
+        "timing: 2 of 2",  # once
+    ]
+    assert said.out == ""
 
 
 def test_speedup_is_paired_by_round():

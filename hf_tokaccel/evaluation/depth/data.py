@@ -14,7 +14,6 @@ from ...images import read_image
 from ...measure.metrics.depth import DepthProtocol
 from ..datasets import (
     DEFAULT_SCENES,
-    TABLES,
     MappedSamples,
     Rule,
     SceneSamples,
@@ -25,8 +24,7 @@ from ..datasets import (
     read_map,
     read_row,
 )
-
-SPECIFICATIONS = f"scenes, nyuv2:DIR, kitti:DIR, {TABLES}"
+from .options import SPECIFICATIONS
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,8 @@ from ...checks import first_line
 from ...images import read_image
 from ...measure.metrics.coco import load_coco_tools
 from ..datasets import DEFAULT_SCENES, MappedSamples, check_limit
+from .options import SPECIFICATIONS
 
-SPECIFICATIONS = "scenes, scenes:any, coco:DIR (annotations/instances_SPLIT.json + SPLIT/), coco:FILE.json"
 MAX_NAMED = 5  # wrong entries that an error message names
 # Released checkpoints name six of COCO's classes as Pascal VOC does.
 VOC_NAMES = {

@@ -16,9 +16,8 @@ from ...checks import first_line
 from ...images import read_image
 from ...measure.metrics.panoptic import CROWD, STEP, code, segment_map
 from ..datasets import DEFAULT_SCENES, MappedSamples, check_limit, read_map
+from .options import MATCHES, SPECIFICATIONS
 
-SPECIFICATIONS = "scenes, scenes:any, coco:DIR, ade20k:DIR"
-MATCHES = ("names", "order")
 MAX_NAMED = 3  # of many mistakes in a file, those that an error message names
 _LARGEST_ID = 256**3 - 1
 
