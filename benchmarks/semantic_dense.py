@@ -29,7 +29,7 @@ from hf_tokaccel.training.segmentation import evaluate
 
 # The numbers below depend on these files only.
 PATHS = ["hf_tokaccel/semantic", "hf_tokaccel/models/stvit_swin.py", "hf_tokaccel/scenes"]
-PATHS += ["hf_tokaccel/training/scenes.py", "hf_tokaccel/training/segmentation.py"]
+PATHS += [f"hf_tokaccel/training/{name}.py" for name in ("loop", "scenes", "segmentation")]
 PATHS += ["examples/train_upernet.py", "benchmarks/semantic_dense.py"]
 
 SCRIPT = ROOT / "examples" / "train_upernet.py"

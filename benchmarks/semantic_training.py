@@ -44,8 +44,8 @@ from hf_tokaccel.tuning.text import parse_accel
 
 PATHS = [
     "hf_tokaccel/training/classification",
+    "hf_tokaccel/training/loop.py",
     "hf_tokaccel/semantic",
-    "hf_tokaccel/models/stvit.py",
     "hf_tokaccel/scenes",
 ]
 PATHS += ["hf_tokaccel/models/stvit.py", "hf_tokaccel/models/stvit_swin.py", "benchmarks/semantic_training.py"]

@@ -28,9 +28,9 @@ from hf_tokaccel.evaluation.loop import evaluate_variants
 from hf_tokaccel.evaluation.script import Loaded
 from hf_tokaccel.evaluation.script import load as load_evaluation
 from hf_tokaccel.evaluation.scripts import EVALUATIONS
-from hf_tokaccel.measure.flops import count_gflops, gflops_of_shape
+from hf_tokaccel.measure.flops import gflops_of_shape
 from hf_tokaccel.measure.variant import Variant
-from hf_tokaccel.rivals.entries import lower_resolution
+from hf_tokaccel.rivals.build import Subject, lower_resolution
 from hf_tokaccel.rivals.settings import default_settings
 from hf_tokaccel.scenes import SceneDataset
 from hf_tokaccel.settings.naming import group_name, setting_name
@@ -59,7 +59,7 @@ def compare(task: str, images: int, limit: int, batch_size: int, seed: int, cons
     groups: dict[str, list[TokenClusteringConfig]] = {}
     for setting in default_settings(dense, size, loaded.task):
         groups.setdefault(group_name(setting), []).append(setting)
-    pixel_values = training_images(loaded, images, size)
+    pixel_values, subject = training_images(loaded, images, size), Subject(dense, size)
     rows, variants, notes = [], [], []
 
     def add(group: str, kind: str, variant: Variant, cost: float, accel: dict | None = None, **said) -> None:
@@ -83,11 +83,11 @@ def compare(task: str, images: int, limit: int, batch_size: int, seed: int, cons
         found = {"agreement": result.chosen.agreement, "tried": len(result.trials) - 1, "seconds": seconds}
         add(name, "tuned", tuned, result.chosen.gflops_ratio, result.accel.to_dict(), **found)
         try:
-            lower = lower_resolution(dense, pixel_values[:1], tuned)
+            lower = lower_resolution(subject, result.accel)
         except (ValueError, RuntimeError) as error:  # Models with a fixed input size raise either.
             notes.append(f"No lower resolution beside {name}: {error}")
         else:
-            add(name, "lower resolution", lower, count_gflops(lower, pixel_values[:1]) / total)
+            add(name, lower.kind, lower.variant, subject.gflops(lower) / total)
     scores = evaluate_variants(
         variants, loaded.dataset.samples, loaded.task, Accelerator(cpu=True), batch_size=batch_size
     )

@@ -19,7 +19,7 @@ from torch import Tensor
 
 import hf_tokaccel as ta
 from hf_tokaccel.checkpoint import load_checkpoint
-from hf_tokaccel.evaluation import Variant, count_gflops, make_accelerator, time_interleaved
+from hf_tokaccel.evaluation import count_gflops, make_accelerator, time_interleaved
 from hf_tokaccel.evaluation.panoptic import task as panoptic_task
 from hf_tokaccel.evaluation.panoptic.pictures import show_segments
 from hf_tokaccel.evaluation.pictures import Panel, empty_grid
@@ -29,6 +29,7 @@ from hf_tokaccel.evaluation.segmentation.pictures import class_colours
 from hf_tokaccel.images import input_size, open_photographs
 from hf_tokaccel.measure.metrics import panoptic
 from hf_tokaccel.reference import reference_model_path
+from hf_tokaccel.rivals.build import Subject, clusters, dense
 from hf_tokaccel.rivals.settings import default_settings
 from hf_tokaccel.scenes import SceneDataset
 from hf_tokaccel.settings.naming import setting_name
@@ -81,7 +82,9 @@ def read_frames(folder: Path, length: int) -> list[np.ndarray]:
     return list(frames.values())
 
 
-def agreement(found: list[Tensor], dense: list[Tensor], things: tuple[bool, ...]) -> tuple[list[float], list[float]]:
+def compare_clip(
+    found: list[Tensor], dense: list[Tensor], things: tuple[bool, ...]
+) -> tuple[list[float], list[float]]:
     """PQ against the dense model's segments, and share of pixels of the same segment: of each frame, then of all."""
     pairs = list(zip(found, dense, strict=True))
     sums = torch.stack([panoptic.image_sums(*pair, len(things)) for pair in pairs])
@@ -119,9 +122,9 @@ def run(args: argparse.Namespace, console: Console) -> None:
     device = make_accelerator(args.cpu).device
     folder = args.model or reference_model_path("panoptic")
     checkpoint = load_checkpoint(folder, kind=panoptic_task.PANOPTIC_MODELS, dtype="float32", device=device)
-    dense, stored, processor = checkpoint.model, checkpoint.accel, checkpoint.processor
-    give_task_input(dense, checkpoint.source)
-    labels = panoptic_task.class_names(dense.config)
+    model, stored, processor = checkpoint.model, checkpoint.accel, checkpoint.processor
+    give_task_input(model, checkpoint.source)
+    labels = panoptic_task.class_names(model.config)
     things = panoptic_task.things_without_data(labels)
     protocol = panoptic_task.PanopticProtocol(labels, things, threshold=args.threshold, overlap=args.overlap)
     task = panoptic_task.PanopticTask(processor, protocol)
@@ -131,19 +134,21 @@ def run(args: argparse.Namespace, console: Console) -> None:
     clip = torch.stack([item["pixel_values"] for item in items]).to(device)
     size, count = tuple(clip.shape[-2:]), args.shared or len(frames)
     setting = parse_accel(args.accel) if args.accel else ta.TokenClusteringConfig.from_dict(stored) if stored else None
-    (setting,) = resolve_accels([setting or default_settings(dense, size, task)[0]], dense.config, size)
-    variants = [Variant("dense", dense)]
+    (setting,) = resolve_accels([setting or default_settings(model, size, task)[0]], model.config, size)
+    subject = Subject(model, size)
+    rows = [dense(subject)]
     for name, shared in (("clusters of each frame", 1), (f"{count} frames share a plan", count)):
-        variants.append(Variant(name, ta.accelerate(dense, replace(setting, shared_frames=shared), size)))
+        rows.append(replace(clusters(subject, replace(setting, shared_frames=shared)), name=name))
+    variants = [row.variant for row in rows]
     found = [[codes.cpu() for codes in task.decode(task.run(variant, clip), items)] for variant in variants]
     gflops = [count_gflops(partial(task.run, variant), clip) for variant in variants]
     times = time_interleaved([task.timed(variant, clip) for variant in variants], device=device, rounds=args.rounds)
 
     names = [variant.name for variant in variants]
-    resolved = ta.TokenClusteringConfig.from_dict(variants[1].model.config.accel)
+    resolved = ta.TokenClusteringConfig.from_dict(rows[1].accel)
     heading = f"{args.model or 'reference panoptic model'}: {setting_name(resolved)}"
     table = Table("", *names, title=heading)
-    measured = [agreement(maps, found[0], things) for maps in found]
+    measured = [compare_clip(maps, found[0], things) for maps in found]
     for i, title in enumerate([*(f"frame {i}" for i in range(1, len(frames) + 1)), "clip"]):
         cells = (f"PQ {100 * quality[i]:.1f}, {100 * alike[i]:.1f} % alike" for quality, alike in measured)
         table.add_row(title, *cells, end_section=i >= len(frames) - 1)

@@ -1,18 +1,42 @@
-"""Token clustering for dense prediction with vision transformers of Hugging Face Transformers, without retraining."""
+"""Token clustering for dense prediction with vision transformers of Hugging Face Transformers, without retraining.
 
-from typing import Any
+Importing this package imports neither torch nor Transformers. Every name below is imported when it is first used, and
+a model family when its type or one of its classes is first asked for, here or of an Auto class.
+"""
 
-from . import models as _models  # noqa: F401  registers the tokaccel_* types
-from .auto import accelerate, accelerate_config
-from .hosts.convert import to_native, to_native_config
-from .hosts.track import observe_clusters
-from .registry import FAMILIES, support_table
-from .semantic import SemanticTokenConfig
-from .settings.clustering import TokenClusteringConfig
-from .tuning.encoder import for_speedup
-from .tuning.recommended import recommended
-from .tuning.released import released
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from .discovery import offer_types as _offer_types
 from .version import __version__
+
+if TYPE_CHECKING:
+    from .auto import accelerate, accelerate_config
+    from .hosts.convert import to_native, to_native_config
+    from .hosts.track import observe_clusters
+    from .registry import FAMILIES, support_table
+    from .settings.clustering import TokenClusteringConfig
+    from .settings.semantic import SemanticTokenConfig
+    from .tuning.api import tune
+    from .tuning.encoder import for_speedup
+    from .tuning.recommended import recommended
+    from .tuning.released import released
+
+_MODULES = {
+    "FAMILIES": "registry",
+    "SemanticTokenConfig": "settings.semantic",
+    "TokenClusteringConfig": "settings.clustering",
+    "accelerate": "auto",
+    "accelerate_config": "auto",
+    "for_speedup": "tuning.encoder",
+    "observe_clusters": "hosts.track",
+    "recommended": "tuning.recommended",
+    "released": "tuning.released",
+    "support_table": "registry",
+    "to_native": "hosts.convert",
+    "to_native_config": "hosts.convert",
+    "tune": "tuning.api",
+}
 
 __all__ = [
     "FAMILIES",
@@ -33,9 +57,15 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    # The search needs the evaluation, whose imports take seconds.
-    if name == "tune":
-        from .tuning import tune
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f".{_MODULES[name]}", __name__), name)
+    globals()[name] = value
+    return value
 
-        return tune
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+_offer_types()

@@ -10,8 +10,7 @@ from typing import Any
 
 import torch
 import transformers
-from transformers import AutoBackbone, AutoConfig, AutoImageProcessor, PreTrainedConfig, PreTrainedModel
-from transformers.models.auto.auto_factory import _BaseAutoModelClass
+from transformers import AutoConfig, AutoImageProcessor, PreTrainedConfig, PreTrainedModel
 
 from .checks import first_line
 from .hosts.config import stored_accel
@@ -19,7 +18,8 @@ from .hosts.convert import to_native
 from .hosts.modeling import AcceleratedModel
 from .hub.files import load_processor
 from .reference import REFERENCE_MODELS, reference_model_path
-from .registry import FAMILIES, auto_models_of
+from .registry import accelerated_models_of, auto_models_of
+from .upstream import is_auto_class
 
 DTYPES = ("auto", "float32", "float16", "bfloat16")
 # The first fusion layer of DPT and of its relatives has a residual unit that no forward calls; the released
@@ -168,14 +168,14 @@ def find_class(config: PreTrainedConfig, auto_class: str | None = None) -> type:
     allowed = f"it must be one of {', '.join(sorted(usable))}, for example {min(usable, default='AutoModel')}"
     if auto_class is not None:
         cls = getattr(transformers, auto_class, None)
-        is_auto = isinstance(cls, type) and issubclass(cls, (_BaseAutoModelClass, AutoBackbone))
+        is_auto = is_auto_class(cls)
         is_model = isinstance(cls, type) and issubclass(cls, PreTrainedModel)
         if (is_auto and auto_class not in usable) or not (is_auto or is_model):
             raise ValueError(f"class {auto_class!r} does not load model type {config.model_type!r}: {allowed}")
         return cls
     names = config.architectures or []
     known = {cls.__name__: cls for classes in auto_models_of(type(config)).values() for cls in classes}
-    known |= {cls.__name__: cls for family in FAMILIES.values() for cls in family.models}
+    known |= {cls.__name__: cls for cls in accelerated_models_of(type(config))}
     for name in names:
         cls = known.get(name) or getattr(transformers, name, None)
         if cls is not None:

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
-from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModel
 
 import hf_tokaccel as ta
 from hf_tokaccel.hosts.track import TrackedLayers
+from hf_tokaccel.measure.flops import flop_counter
 from hf_tokaccel.settings.clustering import TokenClusteringConfig
 
 # Small clusters with a small window keep centroids apart: exact ties would be broken differently by different graphs.
@@ -428,7 +428,7 @@ class FamilyTester:
 
     def test_spends_fewer_flops(self, model, fast):
         def flops(module):
-            with FlopCounterMode(display=False) as counter, torch.no_grad():
+            with flop_counter() as counter, torch.no_grad():
                 module(self.images())
             return counter.get_total_flops()
 

@@ -13,10 +13,10 @@ from family import FRESH_PROCESS, flatten, keys_of
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from skimage import data
-from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoImageProcessor, AutoModel, pipeline
 
 import hf_tokaccel as ta
+from hf_tokaccel.measure.flops import flop_counter
 from hf_tokaccel.semantic import initialize
 
 CLUSTERING = {"cluster_after": 1, "cluster_grid": 4}
@@ -268,7 +268,7 @@ class SemanticTester:
 
     def test_spends_fewer_flops(self, model, fast):
         def flops(module):
-            with FlopCounterMode(display=False) as counter, torch.no_grad():
+            with flop_counter() as counter, torch.no_grad():
                 module(self.images())
             return counter.get_total_flops()
 

@@ -26,8 +26,8 @@ from torch import Tensor, nn
 import hf_tokaccel.clustering.tiling as tiling
 from benchmarks.common import RESULTS, ROOT, save, stamp
 from benchmarks.tune import load, training_images
+from hf_tokaccel.measure.agreement import Agreement, Reading, read_output
 from hf_tokaccel.measure.flops import gflops_of_shape
-from hf_tokaccel.measure.task_agreement import Agreement, Reading, read_output
 
 from .track import Idea, Merging, run_idea, run_merging
 

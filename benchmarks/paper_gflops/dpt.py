@@ -5,10 +5,10 @@ import math
 
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 from transformers import DPTConfig
 
 import hf_tokaccel as ta
+from hf_tokaccel.measure.flops import flop_counter
 from hf_tokaccel.models.dpt import TokAccelDPTForDepthEstimation
 
 from .table import Row, Table, Terms, on_fake_tensors, released_row, schedule
@@ -49,7 +49,7 @@ def _count_around(model: nn.Module, images: torch.Tensor) -> Terms:
         aten.native_group_norm: lambda shape, *_, **__: 2 * math.prod(shape),
         aten.upsample_bilinear2d: lambda *_, out_shape, **__: 2 * 4 * math.prod(out_shape),
     }
-    with torch.inference_mode(), FlopCounterMode(display=False, custom_mapping=elements) as counter:
+    with torch.inference_mode(), flop_counter(elements) as counter:
         model(images)
     counts = counter.get_flop_counts()
     encoder = counts[f"{type(model).__name__}.dpt.encoder"]

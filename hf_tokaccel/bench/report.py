@@ -47,7 +47,7 @@ class BenchRow:
         peak_bytes: memory of a call beyond the weights; None where it cannot be measured.
         gflops: billion FLOPs of an image.
         gflops_ratio: to dense.
-        agreement: with dense in the first mode; see `bench.agreement`.
+        agreement: with dense in the first mode; see `measure.agreement.mean_agreement`.
         method_seconds: of clustering (or merging) and reconstruction by themselves; None where there is none.
         layers_only_speedup: what `speedup` would be if they cost nothing.
     """

@@ -1,1 +1,1 @@
-"""The method: clustering and reconstruction of tokens, pure functions on tensors."""
+"""The method on tensors: `reference` is the paper in fifty plain lines, to read first; `functional` is what runs."""

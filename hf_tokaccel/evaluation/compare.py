@@ -14,7 +14,7 @@ from ..measure.flops import count_gflops
 from ..measure.progress import progress_bar
 from ..measure.speed import time_interleaved
 from ..results.rows import Row
-from ..rivals.entries import Entry
+from ..rivals.build import Rival
 from .loop import EncodedDataset, evaluate_variants, same_size
 from .task import Task
 
@@ -56,7 +56,7 @@ class Comparison:
 
 
 def compare(
-    entries: Sequence[Entry],
+    entries: Sequence[Rival],
     samples: Sequence[dict],
     task: Task,
     accelerator: Accelerator,
@@ -101,7 +101,7 @@ def compare(
     summaries = task.summarise(scores.sums, scores.kept)
     rows = [
         Row(
-            name=entry.variant.name,
+            name=entry.name,
             kind=entry.kind,
             accel=entry.accel,
             input_size=entry.variant.size(*size),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib import import_module
 from typing import Any
@@ -20,7 +20,7 @@ from ..measure.compilation import compile_model
 from ..measure.environment import describe_environment
 from ..results.rows import Result
 from ..results.tables import to_class_table, to_markdown, to_table
-from ..rivals.entries import entries_for
+from ..rivals.build import EVALUATION, Subject, rivals_of
 from ..rivals.settings import default_settings, settings_to_show
 from ..settings.clustering import TokenClusteringConfig
 from ..tuning.text import parse_accels, resolve_accels
@@ -90,8 +90,9 @@ class Job:
             settings = settings_to_show(settings) if self.dataset is None else settings
         settings = resolve_accels(settings, loaded.dense.config, tuple(pixel_values.shape[-2:]))
         prepare = partial(compile_model, backend=options.compile) if options.compile else lambda model: model
-        rivals = self.dataset is not None
-        self.entries, self.notes = entries_for(loaded.dense, settings, pixel_values, prepare=prepare, rivals=rivals)
+        subject = Subject(loaded.dense, tuple(pixel_values.shape[-2:]), pixel_values)
+        rows, self.notes = rivals_of(subject, settings, {} if self.dataset is None else EVALUATION)
+        self.entries = [replace(row, model=prepare(row.model)) for row in rows]
 
 
 def evaluate_dataset(job: Job, console: Console) -> None:

@@ -12,7 +12,7 @@ import torch
 from ..images import read_image
 from ..measure.flops import count_gflops
 from ..measure.variant import Variant
-from ..rivals.entries import entries_for
+from ..rivals.build import Subject, rivals_of
 from ..rivals.settings import default_settings
 from ..settings.clustering import TokenClusteringConfig
 from ..settings.naming import group_name
@@ -175,7 +175,7 @@ def make_views(loaded: Loaded, sample: dict, settings: Sequence[TokenClusteringC
     task = loaded.task
     device = next(loaded.dense.parameters()).device
     pixel_values = task.model_input(task.encode(sample)["pixel_values"][None].to(device))
-    (dense, *fast), _ = entries_for(loaded.dense, settings, pixel_values, rivals=False)
+    (dense, *fast), _ = rivals_of(Subject(loaded.dense, tuple(pixel_values.shape[-2:])), settings, {})
     whole = count_gflops(dense.variant, pixel_values)
     views = []
     for entry in fast:

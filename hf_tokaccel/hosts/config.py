@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import dataclass, replace
+from operator import attrgetter
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -12,6 +14,7 @@ from ..checks import require
 from ..registry import FAMILIES, accelerated_class, native_class, unsupported
 from ..settings.clustering import SIMILARITIES, TokenClusteringConfig
 from ..settings.methods import as_accel
+from .blocks import Block, Encoder, Grid
 
 # Configurations of built models by identity; an attribute would be copied and saved along.
 _in_use: WeakValueDictionary[int, AcceleratedConfig] = WeakValueDictionary()
@@ -74,6 +77,9 @@ class AcceleratedConfig(SettingConfig):
     """First base of every configuration of a host with clusters; the second is the host's own class.
 
     Attributes:
+        accel_host_path: dotted path of the configuration that is accelerated, such as `"backbone_config"`; None for
+            this one.
+        accel_host_types: model types that may lie there; empty for every supported one.
         accel_expansion: the expansion that was released for this family, or fits it best where none was.
         accel_normalization: likewise.
         accel_similarities: what tokens of this family can be compared on, see `similarity_on`.
@@ -81,8 +87,12 @@ class AcceleratedConfig(SettingConfig):
         accel_decodes_change: whether that decoder has blocks, whose change `expansion="delta"` can add to the tokens.
         accel_fixed_image_size: whether forward accepts only `image_size` unless told otherwise.
         accel_unit: what is clustered together, in words for error messages.
+        accel_prefix: tokens before the patches, which bypass clustering.
+        accel_prefix_field: name of the host's field that says how many there are besides, such as registers.
     """
 
+    accel_host_path = None
+    accel_host_types = ()
     accel_expansion = "soft"
     accel_normalization = "l2"
     accel_similarities = SIMILARITIES
@@ -90,24 +100,94 @@ class AcceleratedConfig(SettingConfig):
     accel_decodes_change = False
     accel_fixed_image_size = False
     accel_unit = "the image"
+    accel_prefix = 1
+    accel_prefix_field = None
 
     def accel_host(self) -> PreTrainedConfig:
-        """The configuration of the transformer that is accelerated: this one, or that of its backbone."""
-        return self
+        """The configuration of the transformer that is accelerated: this one, or that of its backbone.
+
+        Raises:
+            ValueError: when that backbone is not supported.
+        """
+        if self.accel_host_path is None:
+            return self
+        host = attrgetter(self.accel_host_path)(self)
+        kind, types = getattr(host, "model_type", None), self.accel_host_types
+        if kind not in (types or FAMILIES):
+            instead = f" instead of {' or '.join(map(repr, types))}" if types else ""
+            raise unsupported(f"{native_class(type(self)).model_type!r} on a {kind!r} backbone{instead}")
+        return host
+
+    # What follows describes a host of this family, which may be native. The defaults are those of a plain ViT.
+
+    @classmethod
+    def accel_prefix_of(cls, host: PreTrainedConfig) -> int:
+        """Tokens before the patches."""
+        return cls.accel_prefix + (getattr(host, cls.accel_prefix_field) if cls.accel_prefix_field else 0)
 
     @staticmethod
     def accel_window(host: PreTrainedConfig) -> int | None:
-        """Side, in tokens, of the attention windows of a host of this family that are clustered on their own."""
+        """Side, in tokens, of the attention windows that are clustered on their own."""
+        return None
+
+    @staticmethod
+    def accel_parts(host: PreTrainedConfig) -> int:
+        """Parts, a side, that images lie in the batch dimension as; each is clustered on its own."""
+        return 1
+
+    @staticmethod
+    def accel_slices(host: PreTrainedConfig) -> int | None:
+        """Slices of a video, each of which is clustered on its own; None for images."""
         return None
 
     @classmethod
-    def accel_grid(cls, host: PreTrainedConfig, image_size: tuple[int, int]) -> tuple[int, int]:
-        """(H, W) tokens that a host of this family clusters together, for images (height, width) in pixels."""
-        window = cls.accel_window(host)
-        if window is not None:
-            return window, window
+    def accel_map(cls, host: PreTrainedConfig, image_size: Grid) -> Grid:
+        """(H, W) patch tokens of images (height, width) in pixels."""
         patch = (host.patch_size,) * 2 if isinstance(host.patch_size, int) else host.patch_size
         return image_size[0] // patch[0], image_size[1] // patch[1]
+
+    @classmethod
+    def accel_grid(cls, host: PreTrainedConfig, image_size: Grid) -> Grid:
+        """(H, W) tokens that are clustered together, for images (height, width) in pixels."""
+        window, parts = cls.accel_window(host), cls.accel_parts(host)
+        if window is not None:
+            return window, window
+        height, width = cls.accel_map(host, image_size)
+        return height // parts, width // parts
+
+    @classmethod
+    def accel_windowed(cls, host: PreTrainedConfig) -> Collection[int]:
+        """Blocks whose attention stays within windows or parts."""
+        return ()
+
+    @staticmethod
+    def accel_relative(host: PreTrainedConfig) -> bool:
+        """Whether attention adds products with relative positions."""
+        return False
+
+    @classmethod
+    def accel_mlp(cls, host: PreTrainedConfig) -> int:
+        """Multiplications of a block's MLP for a token."""
+        hidden = getattr(host, "intermediate_size", None) or int(host.hidden_size * host.mlp_ratio)
+        return 2 * host.hidden_size * hidden
+
+    @classmethod
+    def accel_encoder(cls, host: PreTrainedConfig, image_size: Grid) -> Encoder:
+        """The blocks of a host for images (height, width) in pixels, from which FLOPs are counted."""
+        window, parts, slices = cls.accel_window(host), cls.accel_parts(host), cls.accel_slices(host) or 1
+        size, grid = cls.accel_map(host, image_size), cls.accel_grid(host, image_size)
+        block = Block(
+            width=host.hidden_size,
+            mlp=cls.accel_mlp(host),
+            grid=grid,
+            units=-(-size[0] // grid[0]) * -(-size[1] // grid[1]) * slices,
+            tokens=size[0] * size[1] * slices,
+            prefix=cls.accel_prefix_of(host) * parts**2,
+            relative=size if cls.accel_relative(host) else None,
+        )
+        windowed, depth = cls.accel_windowed(host), host.num_hidden_layers
+        blocks = tuple(replace(block, windowed=index in windowed) for index in range(depth))
+        return Encoder(blocks, spans=((0, depth),), square=window is not None)
 
     @classmethod
     def fit_accel(cls, setting: TokenClusteringConfig, host: PreTrainedConfig) -> TokenClusteringConfig:
@@ -143,16 +223,6 @@ class AcceleratedConfig(SettingConfig):
         allowed = "None or False with expansion='delta' for this model, whose decoder has no blocks"
         require(not without_effect, "decode_clusters", setting.decode_clusters, allowed, False)
         return setting
-
-
-class BackboneHeadConfig(AcceleratedConfig):
-    """First base where the transformer is that of a `backbone_config`; the setting is kept at the head."""
-
-    def accel_host(self) -> PreTrainedConfig:
-        if getattr(self.backbone_config, "model_type", None) not in FAMILIES:
-            backbone = getattr(self.backbone_config, "model_type", None)
-            raise unsupported(f"{native_class(type(self)).model_type!r} on a {backbone!r} backbone")
-        return self.backbone_config
 
 
 def family_of(host: PreTrainedConfig) -> type[AcceleratedConfig]:

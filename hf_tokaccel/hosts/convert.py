@@ -9,6 +9,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..registry import FAMILIES, accelerated_class, is_accelerated, native_class, unsupported
 from ..settings.clustering import TokenClusteringConfig
+from ..upstream import copy_attention
 from .config import AcceleratedConfig, SettingConfig, family_of
 from .graft import pair_configs, transplant
 
@@ -95,9 +96,9 @@ def convert_config(
 
 
 def _copy_attention(old: PreTrainedConfig, new: PreTrainedConfig) -> None:
-    # Not part of the dict, since it depends on the machine; the public property would spread a head's to its backbone.
+    # Not part of the dict, since it depends on the machine.
     for source, target in pair_configs(old, new):
-        target._attn_implementation_internal = source._attn_implementation_internal
+        copy_attention(source, target)
 
 
 def clustering_config(

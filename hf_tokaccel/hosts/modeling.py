@@ -18,15 +18,15 @@ from typing import Any
 import torch
 from torch import nn
 from transformers.modeling_outputs import BaseModelOutput
-from transformers.utils.output_capturing import capture_outputs
 
 from ..hub.shim import ShimMixin
 from ..registry import accelerated_class, unsupported
 from ..settings.clustering import TokenClusteringConfig
+from ..upstream import capture_outputs
 from .config import AcceleratedConfig
 from .convert import to_native
-from .graft import transplant
-from .layout import TokenLayout
+from .graft import change, transplant
+from .layout import SliceLayout, TokenLayout
 from .track import TokenTrack, TrackedLayers, ambient_read, ambient_track
 
 
@@ -37,7 +37,8 @@ class AcceleratedModel(ShimMixin):
         accel_layers: dotted path of the list of blocks, if this class runs them.
         accel_norm: name of a block's first LayerNorm.
         accel_parts: dotted paths of parts to replace by their accelerated classes.
-        accel_prefix: tokens before the patches.
+        accel_shrinks_windows: whether blocks on clusters have windows of clusters, by their `window_size`.
+        accel_passes_inputs: whether blocks keep what the host passes by position, see `accel_block_inputs`.
         accel_ambient: whether the track has to reach the blocks past a forward that hands no keywords down to them.
         accel_make_track: what makes the track of a pass; measurements put others on an object.
         native_class: the host's class, None where Transformers has none; found from the bases if absent.
@@ -47,7 +48,8 @@ class AcceleratedModel(ShimMixin):
     accel_layers: str | None = None
     accel_norm: str = "layernorm_before"
     accel_parts: tuple[str, ...] = ()
-    accel_prefix: int = 1
+    accel_shrinks_windows: bool = False
+    accel_passes_inputs: bool = False
     accel_ambient: bool = False
     accel_make_track: Callable[..., TokenTrack] = TokenTrack
 
@@ -73,7 +75,10 @@ class AcceleratedModel(ShimMixin):
         if self.accel_layers:
             owner_name, _, name = self.accel_layers.rpartition(".")
             owner = self.get_submodule(owner_name)
-            setattr(owner, name, TrackedLayers(getattr(owner, name), self.accel_norm, self.accel_ambient))
+            layers = getattr(owner, name)
+            if self.accel_shrinks_windows:
+                _shrink_windows(layers, accel)
+            setattr(owner, name, TrackedLayers(layers, self.accel_norm, self.accel_ambient))
 
     def accel_patch_size(self) -> tuple[int, int]:
         size = self.config.patch_size
@@ -89,7 +94,12 @@ class AcceleratedModel(ShimMixin):
         Raises:
             ValueError: when the images do not fit the patches.
         """
-        return TokenLayout(image_grid(self, arguments["pixel_values"]), self.accel_prefix)
+        family, host = self.config_class, self.config
+        prefix, parts, slices = family.accel_prefix_of(host), family.accel_parts(host), family.accel_slices(host)
+        grid = image_grid(self, arguments["pixel_values"], parts)
+        if slices is not None:
+            return SliceLayout(grid, prefix, slices)
+        return TokenLayout(grid, prefix, family.accel_unit, parts**2)
 
     def accel_positions(self, arguments: dict[str, Any], layout: TokenLayout) -> torch.Tensor | None:
         """(N, P) coordinates of the tokens, where blocks need those of the clusters; None where they do not."""
@@ -101,9 +111,9 @@ class AcceleratedModel(ShimMixin):
         """What a block is called with besides its states; `track.clustered` tells whether it runs on clusters.
 
         What most hosts pass by position is the attention mask. A user's is refused, and under export an absent one
-        arrives as an N x N tensor, which does not fit the clusters.
+        arrives as an N x N tensor, which does not fit the clusters. Others say `accel_passes_inputs`.
         """
-        return tuple(None for _ in args), kwargs
+        return args if self.accel_passes_inputs else tuple(None for _ in args), kwargs
 
     def save_pretrained(self, save_directory: Any, *args: Any, native: bool = False, **kwargs: Any) -> None:
         """Saves weights, config with `accel`, and the shim that makes `trust_remote_code=True` work.
@@ -128,6 +138,13 @@ def _graft(native: nn.Module, accel: TokenClusteringConfig) -> nn.Module:
         if isinstance(template, AcceleratedModel) and template.accel is None:
             template.install_accel(accel)
     return transplant(template, native, {})
+
+
+def _shrink_windows(layers: nn.ModuleList, accel: TokenClusteringConfig) -> None:
+    """The clusters of a window are a window; relative positions are resized by the host."""
+    for layer in list(layers)[accel.cluster_after : accel.reconstruct_after]:
+        if layer.window_size > 0:
+            change(layer, window_size=accel.cluster_grid[0])
 
 
 def image_grid(model: nn.Module, pixel_values: torch.Tensor, windows: int = 1) -> tuple[int, int]:

@@ -16,10 +16,11 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
 from ..settings.clustering import TokenClusteringConfig
+from .blocks import Block, Encoder, Grid
 from .config import AcceleratedConfig
 from .graft import become
 from .layout import WindowSequenceLayout
-from .modeling import run_tracked
+from .modeling import AcceleratedModel, run_tracked
 from .track import TokenTrack, TrackedLayers
 
 
@@ -42,6 +43,23 @@ class StagedConfig(AcceleratedConfig):
     @classmethod
     def fit_accel(cls, setting: TokenClusteringConfig, host: PreTrainedConfig) -> TokenClusteringConfig:
         return setting.fit_stages(host.depths, cls.accel_stage_windows(host))
+
+    @classmethod
+    def accel_encoder(cls, host: PreTrainedConfig, image_size: Grid) -> Encoder:
+        """See `AcceleratedConfig`; a clustered span lies within one stage."""
+        patch = host.patch_size if isinstance(host.patch_size, (list, tuple)) else (host.patch_size,) * 2
+        rows, columns = (-(-side // step) for side, step in zip(image_size, patch, strict=True))
+        blocks, spans = [], []
+        for stage, (depth, window) in enumerate(zip(host.depths, cls.accel_stage_windows(host), strict=True)):
+            width = host.embed_dim * 2**stage
+            # Where the map is smaller than a window, hosts make the window as small.
+            units = -(-rows // window) * -(-columns // window)
+            mlp = 2 * width * int(width * host.mlp_ratio)
+            if window > 1:
+                spans.append((len(blocks), len(blocks) + depth))
+            blocks += [Block(width, mlp, (window, window), units, rows * columns, windowed=True)] * depth
+            rows, columns = -(-rows // 2), -(-columns // 2)
+        return Encoder(tuple(blocks), tuple(spans), square=True)
 
 
 class AcceleratedStage:
@@ -69,6 +87,47 @@ class AcceleratedStage:
         return self.accel_make_track(
             self.accel, layout, depth=len(self.blocks), wanted=wanted, block_inputs=_on_cluster_map
         )
+
+
+class StagedModel(AcceleratedModel):
+    """First base of a model that runs the stages of its `encoder.layers` itself; the second is the host's own class.
+
+    Attributes:
+        accel_stage: our class of a stage.
+        accel_block: our class of a block.
+        accel_bias_path: dotted path, in a block, of what adds the relative positions of a window.
+        accel_bias: our class of that, which finds in `side` how many clusters a side a window has.
+    """
+
+    accel_stage: type[AcceleratedStage]
+    accel_block: type[nn.Module]
+    accel_bias_path: str = "attention.self"
+    accel_bias: type[nn.Module]
+
+    def install_accel(self, accel: TokenClusteringConfig | None) -> None:
+        super().install_accel(accel)
+        if accel is None:
+            return
+        stages, first = self.encoder.layers, 0
+        for stage in stages:
+            if accel.cluster_after < first + len(stage.blocks):
+                break
+            first += len(stage.blocks)
+        start, end = accel.cluster_after - first, accel.reconstruct_after - first
+        local = replace(accel, cluster_after=start, reconstruct_after=end)
+        become(stage, self.accel_stage, accel=local, window=stage.blocks[0].window_size)
+        for block in stage.blocks[start:end]:
+            self._shrink_windows(block, accel)
+        stage.blocks = TrackedLayers(stage.blocks, "layernorm_before", stage.accel_ambient)
+
+    def _shrink_windows(self, block: nn.Module, accel: TokenClusteringConfig) -> None:
+        """The clusters of a window are a window, with relative positions of its own."""
+        side = accel.cluster_grid[0]
+        # Every other block shifts, as it did; the map is whole windows, so none is shrunk to fit it.
+        shift, released = (side // 2, block.shift_size) if block.shift_size else (0, 0)
+        mask_shift = released if accel.mask_shift == "released" else shift
+        become(block, self.accel_block, window_size=side, shift_size=shift, mask_shift=mask_shift)
+        become(block.get_submodule(self.accel_bias_path), self.accel_bias, side=side)
 
 
 def _on_cluster_map(track: TokenTrack, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
@@ -113,39 +172,6 @@ def masked_by_setting(native_mask: Callable) -> Callable:
         return native_mask(Seen(self, shift_size=self.mask_shift), *args, **kwargs)
 
     return get_attn_mask
-
-
-def install_stage(
-    stages: nn.ModuleList,
-    accel: TokenClusteringConfig,
-    stage_class: type[nn.Module],
-    block_class: type[nn.Module],
-    shrink: Callable[[nn.Module, int], None],
-) -> None:
-    """Makes the stage of a setting run on clusters.
-
-    Args:
-        stages: of the host.
-        accel: the setting, with nothing left open.
-        stage_class: our class of a stage.
-        block_class: our class of a block.
-        shrink: gives a block's attention the relative positions of windows with so many clusters a side.
-    """
-    first = 0
-    for stage in stages:
-        if accel.cluster_after < first + len(stage.blocks):
-            break
-        first += len(stage.blocks)
-    start, end, side = accel.cluster_after - first, accel.reconstruct_after - first, accel.cluster_grid[0]
-    local = replace(accel, cluster_after=start, reconstruct_after=end)
-    become(stage, stage_class, accel=local, window=stage.blocks[0].window_size)
-    for block in stage.blocks[start:end]:
-        # Every other block shifts, as it did; the map is whole windows, so none is shrunk to fit it.
-        shift, released = (side // 2, block.shift_size) if block.shift_size else (0, 0)
-        mask_shift = released if accel.mask_shift == "released" else shift
-        become(block, block_class, window_size=side, shift_size=shift, mask_shift=mask_shift)
-        shrink(block, side)
-    stage.blocks = TrackedLayers(stage.blocks, "layernorm_before", stage.accel_ambient)
 
 
 def resize_bias_table(table: Tensor, side: int) -> Tensor:

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.utils.output_capturing import CompileableContextVar
 
 from ..clustering.functional import (
     ReconstructionPlan,
@@ -18,6 +17,7 @@ from ..clustering.functional import (
     reconstruct_tokens,
 )
 from ..settings.clustering import TokenClusteringConfig
+from ..upstream import CompileableContextVar
 from .layout import TokenLayout
 
 

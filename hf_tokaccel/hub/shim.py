@@ -4,24 +4,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoBackbone, AutoModel
-from transformers.models.auto import modeling_auto
-from transformers.models.auto.auto_factory import _BaseAutoModelClass
+from ..upstream import auto_classes, auto_models
 
 SHIM_NAME = "tokaccel_hub"
 
 
 def auto_map(model: Any) -> dict[str, str]:
     """`auto_map` of config.json: which Auto class loads which class through the shim."""
-    auto_classes = {AutoModel, AutoBackbone}
-    for cls in vars(modeling_auto).values():
-        if isinstance(cls, type) and issubclass(cls, _BaseAutoModelClass) and cls._model_mapping is not None:
-            auto_classes.add(cls)
     config = type(model.config)
     names = {"AutoConfig": config.__name__}
-    for auto_class in auto_classes:
-        registered = auto_class._model_mapping.get(config, None)
-        if type(model) in (registered if isinstance(registered, (tuple, list)) else (registered,)):
+    for auto_class in auto_classes():
+        if type(model) in auto_models(auto_class, config):
             names[auto_class.__name__] = type(model).__name__
     return {auto_class: f"{SHIM_NAME}.{name}" for auto_class, name in sorted(names.items())}
 

@@ -7,7 +7,6 @@ from transformers import (
     CLIPVisionConfig,
     CLIPVisionModel,
     CLIPVisionModelWithProjection,
-    PreTrainedConfig,
 )
 
 from ..hosts.config import AcceleratedConfig
@@ -42,11 +41,9 @@ class TokAccelCLIPConfig(AcceleratedConfig, CLIPConfig):
     """`CLIPConfig` with `accel`, which applies to its vision tower."""
 
     model_type = "tokaccel_clip"
+    accel_host_path = "vision_config"
     accel_normalization = "l1"
     accel_fixed_image_size = True
-
-    def accel_host(self) -> PreTrainedConfig:
-        return self.vision_config
 
 
 class TokAccelCLIPModel(AcceleratedModel, CLIPModel):

@@ -6,7 +6,6 @@ from transformers import (
     CLIPSegModel,
     CLIPSegVisionConfig,
     CLIPSegVisionModel,
-    PreTrainedConfig,
 )
 
 from ..hosts.config import AcceleratedConfig
@@ -32,10 +31,8 @@ class TokAccelCLIPSegConfig(AcceleratedConfig, CLIPSegConfig):
     """`CLIPSegConfig` with `accel`, which applies to its vision tower."""
 
     model_type = "tokaccel_clipseg"
+    accel_host_path = "vision_config"
     accel_normalization = "l1"
-
-    def accel_host(self) -> PreTrainedConfig:
-        return self.vision_config
 
 
 class TokAccelCLIPSegModel(AcceleratedModel, CLIPSegModel):

@@ -20,6 +20,7 @@ class TokAccelDeiTConfig(AcceleratedConfig, DeiTConfig):
 
     model_type = "tokaccel_deit"
     accel_fixed_image_size = True
+    accel_prefix = 2
 
     def __post_init__(self, **kwargs: Any) -> None:
         super().__post_init__(**kwargs)
@@ -32,7 +33,6 @@ class TokAccelDeiTConfig(AcceleratedConfig, DeiTConfig):
 class TokAccelDeiTModel(AcceleratedModel, DeiTModel):
     config: TokAccelDeiTConfig
     accel_layers = "layers"
-    accel_prefix = 2
     forward = enter(record(DeiTModel.forward))
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import DINOv3ViTBackbone, DINOv3ViTConfig, DINOv3ViTModel
+from transformers import DINOv3ViTBackbone, DINOv3ViTConfig, DINOv3ViTModel, PreTrainedConfig
 from transformers.models.dinov3_vit.modeling_dinov3_vit import (
     DINOv3ViTEncoder,
     DINOv3ViTRopePositionEmbedding,
@@ -21,11 +21,21 @@ from ..hosts.track import TokenTrack
 from ..registry import register_family
 
 
-class TokAccelDINOv3ViTConfig(AcceleratedConfig, DINOv3ViTConfig):
-    """`DINOv3ViTConfig` with `accel`; reconstruction weights sum to one by default, as for DINOv2."""
+class Dinov3BlocksConfig(AcceleratedConfig):
+    """What the configurations of families on DINOv3's blocks share; weights sum to one by default, as for DINOv2."""
+
+    accel_normalization = "l1"
+    accel_prefix_field = "num_register_tokens"
+
+    @classmethod
+    def accel_mlp(cls, host: PreTrainedConfig) -> int:
+        return (3 if host.use_gated_mlp else 2) * host.hidden_size * host.intermediate_size
+
+
+class TokAccelDINOv3ViTConfig(Dinov3BlocksConfig, DINOv3ViTConfig):
+    """`DINOv3ViTConfig` with `accel`."""
 
     model_type = "tokaccel_dinov3_vit"
-    accel_normalization = "l1"
 
 
 def rotary(coordinates: Tensor, inv_freq: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -99,10 +109,6 @@ class TokAccelDINOv3ViTEncoder(AcceleratedModel, DINOv3ViTEncoder):
 
 class _Entered(AcceleratedModel):
     accel_parts = ("rope_embeddings", "model")
-
-    @property
-    def accel_prefix(self) -> int:
-        return 1 + self.config.num_register_tokens
 
     def accel_block_inputs(
         self, track: TokenTrack, args: tuple, kwargs: dict[str, Any]

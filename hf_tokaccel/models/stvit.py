@@ -19,12 +19,12 @@ from transformers.models.vit.modeling_vit import ViTAttention, ViTLayer, ViTPatc
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
-from transformers.utils.output_capturing import capture_outputs
 
 from ..semantic.layers import SemanticAttention, SemanticLayer, branch_dropout
 from ..semantic.modeling import SemanticConfig, SemanticFamily, SemanticModel, register_semantic_family
 from ..semantic.pooling import GlobalCenters, SemanticPooling, check_token_grid
 from ..settings.semantic import SemanticTokenConfig
+from ..upstream import capture_outputs
 
 
 class TokAccelSTViTConfig(SemanticConfig, ViTConfig):

@@ -13,7 +13,6 @@ from transformers.models.swin.modeling_swin import (
     SwinPatchMerging,
 )
 from transformers.utils.generic import merge_with_config_defaults
-from transformers.utils.output_capturing import capture_outputs
 
 from ..checks import require
 from ..hosts.graft import become
@@ -23,6 +22,7 @@ from ..semantic.stage import DroppingStage, SemanticMerging, SemanticStage
 from ..semantic.swin_layer import WindowLayer
 from ..semantic.units import GlobalUnits, LocalUnits
 from ..settings.semantic import SemanticTokenConfig
+from ..upstream import capture_outputs
 
 _STAGE = 2  # index of the stage with semantic tokens
 

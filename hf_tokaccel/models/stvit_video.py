@@ -22,12 +22,12 @@ from transformers.models.vivit.modeling_vivit import (
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
-from transformers.utils.output_capturing import capture_outputs
 
 from ..semantic.layers import SemanticAttention, SemanticLayer
 from ..semantic.modeling import SemanticConfig, SemanticFamily, SemanticModel, register_semantic_family
 from ..semantic.pooling import GlobalCenters, SemanticPooling
 from ..settings.semantic import SemanticTokenConfig
+from ..upstream import capture_outputs
 from .stvit import fit_global, generate, global_layers, patch_parameters, refuse_masks
 
 

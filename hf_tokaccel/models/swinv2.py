@@ -4,7 +4,7 @@ import math
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import (
     PreTrainedConfig,
     Swinv2Backbone,
@@ -15,13 +15,12 @@ from transformers import (
 )
 from transformers.models.swinv2.modeling_swinv2 import Swinv2Layer, Swinv2SelfAttention, Swinv2Stage
 
-from ..hosts.graft import become
 from ..hosts.modeling import AcceleratedModel
 from ..hosts.stages import (
     AcceleratedStage,
     Seen,
     StagedConfig,
-    install_stage,
+    StagedModel,
     masked_by_setting,
     relative_position_index,
     through_clusters,
@@ -96,17 +95,10 @@ class TokAccelSwinv2SelfAttention(Swinv2SelfAttention):
         return table.to(self.continuous_position_bias_mlp[0].weight.dtype)
 
 
-def _shrink(block: nn.Module, side: int) -> None:
-    become(block.attention.self, TokAccelSwinv2SelfAttention, side=side)
-
-
-class _AcceleratedSwinv2(AcceleratedModel):
-    """What runs the stages itself."""
-
-    def install_accel(self, accel: TokenClusteringConfig | None) -> None:
-        super().install_accel(accel)
-        if accel is not None:
-            install_stage(self.encoder.layers, accel, TokAccelSwinv2Stage, TokAccelSwinv2Layer, _shrink)
+class _AcceleratedSwinv2(StagedModel):
+    accel_stage = TokAccelSwinv2Stage
+    accel_block = TokAccelSwinv2Layer
+    accel_bias = TokAccelSwinv2SelfAttention
 
 
 class TokAccelSwinv2Model(_AcceleratedSwinv2, Swinv2Model):

@@ -1,6 +1,6 @@
 """ViTMatte: image matting on a ViTDet backbone; images have a fourth channel, the trimap."""
 
-from transformers import PreTrainedConfig, VitMatteConfig, VitMatteForImageMatting
+from transformers import VitMatteConfig, VitMatteForImageMatting
 
 from ..hosts.config import AcceleratedConfig
 from ..hosts.modeling import AcceleratedModel
@@ -11,10 +11,8 @@ class TokAccelVitMatteConfig(AcceleratedConfig, VitMatteConfig):
     """`VitMatteConfig` with `accel`, which applies to its backbone."""
 
     model_type = "tokaccel_vitmatte"
+    accel_host_path = "backbone_config"
     accel_normalization = "l1"
-
-    def accel_host(self) -> PreTrainedConfig:
-        return self.backbone_config
 
 
 class TokAccelVitMatteForImageMatting(AcceleratedModel, VitMatteForImageMatting):

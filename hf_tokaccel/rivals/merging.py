@@ -149,7 +149,8 @@ def merge_in_layers(model: PreTrainedModel, per_layer: int) -> PreTrainedModel:
     entered = [module for module in merged.modules() if getattr(module, "accel", None) is not None]
     for module in entered:
         inputs, positions = (getattr(type(module), name, None) for name in ("accel_block_inputs", "accel_positions"))
-        if inputs is not AcceleratedModel.accel_block_inputs or positions is not AcceleratedModel.accel_positions:
+        own = inputs is not AcceleratedModel.accel_block_inputs or positions is not AcceleratedModel.accel_positions
+        if own or module.accel_passes_inputs:
             raise ValueError(_NEEDS_GRID)
         module.accel_make_track = _Tracks(per_layer)
     merged.save_pretrained = _refuse_saving

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from torch import nn
@@ -24,6 +25,18 @@ class Sweep(Protocol):
 
     shares: Sequence[tuple[float, float]]
     variations: Sequence[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Compared:
+    """A `Sweep` of no task."""
+
+    shares: Sequence[tuple[float, float]]
+    variations: Sequence[dict[str, Any]]
+
+
+# As the paper's settings on a ViT-L are; released, and what keeps most on the reference models.
+CAREFUL_AND_BOLD = Compared(shares=((10 / 24, 0.7), (8 / 24, 0.5)), variations=({}, {"expansion": "delta"}))
 
 
 def default_settings(model: nn.Module, image_size: tuple[int, int], task: Sweep) -> list[TokenClusteringConfig]:

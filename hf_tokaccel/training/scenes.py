@@ -1,4 +1,4 @@
-"""What the scripts that train the reference models share: arguments, the loop over rendered scenes, checkpoints.
+"""What the scripts that train the reference models share: arguments, rendered scenes as batches, the trained folder.
 
 Batches are counted, not shuffled: step s always sees the same scenes, so that `--resume` continues exactly.
 """
@@ -6,11 +6,8 @@ Batches are counted, not shuffled: step s always sees the same scenes, so that `
 import argparse
 import json
 import math
-import os
-import resource
 import shutil
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,10 +17,10 @@ from accelerate import Accelerator
 from accelerate.utils import DataLoaderConfiguration, set_seed
 from torch import Tensor, nn
 from torch.utils.data import BatchSampler, DataLoader
-from tqdm.auto import tqdm
 from transformers import AutoImageProcessor
 
 from ..scenes import SceneDataset
+from .loop import LOG, Loop
 
 # Encoders of the usual sizes, for `--size`; each script adds what its decoder needs. Such models need a GPU.
 _LARGE = {"layers": 12, "patch_size": 16, "image_size": 512, "stages": "256:32:12000,512:16:6000", "warmup": 1000}
@@ -71,7 +68,14 @@ def parser(description: str, stages: str, work: str, sizes: dict[str, int]) -> a
     )
     result.add_argument("--seed", type=int, default=0)
     common = {"image-size": 192, "width": 128, "layers": 12, "heads": 4, "mlp": 512, "warmup": 200, "workers": 0}
-    counts = {"log-every": 50, "save-every": 250, "val-scenes": 64, "stop-at": -1, "eval-scenes": 512, "eval-seed": 1}
+    counts = {
+        "log-every": 50,
+        "save-every": 250,
+        "val-scenes": 64,
+        "stop-at": None,
+        "eval-scenes": 512,
+        "eval-seed": 1,
+    }
     for name, value in (common | counts | sizes).items():
         result.add_argument(f"--{name}", type=int, default=value)
     result.add_argument("--evaluate", metavar="DIR", help="print the metrics of a trained model on the test split")
@@ -115,69 +119,72 @@ def print_metrics(model: nn.Module, processor: Any, args: argparse.Namespace, ta
     print(json.dumps({"scenes": args.eval_scenes, "size": args.image_size, **values}))
 
 
-class Run:
-    """One training run: its stages (size, batch, steps), its log, and checkpoints to resume from."""
+class SceneRun(Loop):
+    """One run over rendered scenes, in stages of (side in pixels, batch, steps).
 
-    def __init__(self, args: argparse.Namespace, accelerator: Accelerator, task: Task):
-        self.args, self.accelerator, self.task = args, accelerator, task
+    Raises:
+        SystemExit: there is no checkpoint to resume from.
+    """
+
+    def __init__(self, args: argparse.Namespace, accelerator: Accelerator, task: Task) -> None:
+        self.args, self.task = args, task
         self.stages = [tuple(map(int, s.split(":"))) for s in args.stages.split(",")]
-        self.total = sum(steps for _, _, steps in self.stages)
-        self.step, self.images, self.cpu_before, self.began = 0, 0, 0.0, time.time()
-        self.work = Path(args.work)
-        self.work.mkdir(parents=True, exist_ok=True)
-        self.log_path = self.work / "training_log.jsonl"
+        super().__init__(accelerator, args, sum(steps for _, _, steps in self.stages), clip=1.0)
+        model = task.build(args)
+        if accelerator.device.type == "cpu":
+            # With so few tokens, plain matrix products beat the fused kernel's backward pass on CPUs.
+            model.set_attn_implementation("eager")
+        self.prepare(model, *_optimizers(model, args, task))
+        if args.resume:
+            try:
+                self.restore(self.stored())
+            except ValueError as error:
+                raise SystemExit(f"--resume: {error}") from error
 
-    def rate(self, highest: float) -> float:
-        """Return the learning rate of the current step: linear warm-up, then cosine to zero."""
-        warm = min(1.0, (self.step + 1) / max(1, self.args.warmup))
-        return highest * warm * 0.5 * (1 + math.cos(math.pi * self.step / self.total))
-
-    def cpu_hours(self) -> float:
-        used = sum(sum(resource.getrusage(who)[:2]) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-        return self.cpu_before + used / 3600
-
-    def log(self, **values) -> None:
-        if self.accelerator.is_main_process:
-            with self.log_path.open("a") as file:
-                file.write(json.dumps({"step": self.step, "images": self.images, **values}) + "\n")
-
-    def validate_and_save(self, model: nn.Module, size: int) -> dict[str, Any]:
-        """Validate, then write a checkpoint beside the last one and swap: an interruption leaves one intact."""
-        plain = self.accelerator.unwrap_model(model)
-        values = self.task.evaluate(plain, "validation", self.args.seed, self.args.val_scenes, size)
-        hours = {"wall_hours": round((time.time() - self.began) / 3600, 3), "cpu_hours": round(self.cpu_hours(), 3)}
-        self.log(size=size, validation=values, **hours)
-        fresh, last = self.work / "checkpoint.new", self.work / "checkpoint"
-        self.accelerator.save_state(str(fresh))
-        if self.accelerator.is_main_process:
-            state = {"step": self.step, "images": self.images, "cpu_hours": self.cpu_hours()}
-            (fresh / "run.json").write_text(json.dumps(state))
-            shutil.rmtree(last, ignore_errors=True)
-            os.replace(fresh, last)
-            export(plain, self.work / "snapshot", self.task.processor(self.args.image_size))
-        return values
-
-    def load(self) -> None:
-        folder = self.work / "checkpoint"
-        if not folder.is_dir():
-            raise SystemExit(f"--resume: there is no checkpoint in {folder}; start without --resume.")
-        self.accelerator.load_state(str(folder))
-        state = json.loads((folder / "run.json").read_text())
-        self.step, self.images, self.cpu_before = state["step"], state["images"], state["cpu_hours"]
-        lines = self.log_path.read_text().splitlines()
-        self.log_path.write_text("".join(f"{i}\n" for i in lines if json.loads(i)["step"] <= self.step))
-
-    def loaders(self):
-        """Yield (size, loader) for what is left of each stage; scenes are numbered through, none is seen twice."""
-        first_step = first_scene = 0
+    def batches(self, last: int) -> Iterator[dict[str, Tensor]]:
+        """Batches of what is left of each stage; scenes are numbered through, none is seen twice."""
+        done, first_step, first_scene = self.step, 0, 0
         for size, batch, steps in self.stages:
-            skip = max(0, self.step - first_step)
+            skip, until = max(0, done - first_step), min(steps, last - first_step)
             stop = first_scene + steps * batch
-            if skip < steps:
+            if skip < until:
                 data = SceneDataset("train", stop, (size, size), self.args.seed, self.task.materials)
-                batches = BatchSampler(range(first_scene + skip * batch, stop), batch, drop_last=True)
-                yield size, DataLoader(data, batch_sampler=batches, num_workers=self.args.workers)
+                numbers = range(first_scene + skip * batch, first_scene + until * batch)
+                batches = BatchSampler(numbers, batch, drop_last=True)
+                loader = DataLoader(data, batch_sampler=batches, num_workers=self.args.workers)
+                yield from self.accelerator.prepare(loader)
             first_step, first_scene = first_step + steps, stop
+
+    def loss(self, batch: dict[str, Tensor], part: int) -> Tensor:
+        with self.accelerator.autocast():
+            output = self.model(pixel_values=batch["image"].float() / 127.5 - 1)
+        return self.task.loss(output, batch)
+
+    def rate(self, step: int, optimizer: torch.optim.Optimizer) -> float:
+        """Linear warm-up, then cosine to zero."""
+        warm = min(1.0, (step + 1) / max(1, self.args.warmup))
+        return optimizer.defaults["lr"] * warm * 0.5 * (1 + math.cos(math.pi * step / self.total))
+
+    def place(self) -> dict[str, int]:
+        images = first = 0
+        for size, batch, steps in self.stages:
+            if self.step > first or not first:
+                images, current = images + min(self.step - first, steps) * batch, size
+            first += steps
+        return {"images": images, "size": current}
+
+    def evaluation_due(self) -> bool:
+        return self.step % self.args.save_every == 0 or self.step == self.total
+
+    def evaluate(self) -> str:
+        """Validates, and writes the model as it is to the folder `snapshot`."""
+        plain, size = self.accelerator.unwrap_model(self.model), self.place()["size"]
+        values = self.task.evaluate(plain, "validation", self.args.seed, self.args.val_scenes, size)
+        hours = {"wall_hours": round(self.seconds() / 3600, 3), "cpu_hours": round(self.cpu_seconds() / 3600, 3)}
+        self.log(validation=values, **hours)
+        if self.accelerator.is_main_process:
+            export(plain, self.work / "snapshot", self.task.processor(self.args.image_size))
+        return f"step {self.step}: {values}"
 
 
 def _optimizers(model: nn.Module, args: argparse.Namespace, task: Task) -> list[torch.optim.Optimizer]:
@@ -198,49 +205,15 @@ def train(args: argparse.Namespace, task: Task) -> None:
     share = DataLoaderConfiguration(split_batches=True)
     accelerator = Accelerator(mixed_precision=args.mixed_precision, cpu=args.cpu, dataloader_config=share)
     set_seed(args.seed)
-    run, model = Run(args, accelerator, task), task.build(args)
-    if accelerator.device.type == "cpu":
-        # With so few tokens, plain matrix products beat the fused kernel's backward pass on CPUs.
-        model.set_attn_implementation("eager")
-    accelerator.print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters, {run.total} steps")
-    model, *optimizers = accelerator.prepare(model, *_optimizers(model, args, task))
-    if args.resume:
-        run.load()
-    elif accelerator.is_main_process:
-        run.log_path.write_text("")
-    bar = tqdm(total=run.total, initial=run.step, disable=not accelerator.is_main_process, mininterval=5)
-    recent = []
-    for size, loader in run.loaders():
-        for batch in accelerator.prepare(loader):
-            model.train()
-            for optimizer in optimizers:
-                for group in optimizer.param_groups:
-                    group["lr"] = run.rate(optimizer.defaults["lr"])
-            with accelerator.autocast():
-                output = model(pixel_values=batch["image"].float() / 127.5 - 1)
-            loss = task.loss(output, batch)
-            accelerator.backward(loss)
-            norm = accelerator.clip_grad_norm_(model.parameters(), 1.0)
-            for optimizer in optimizers:
-                optimizer.step()
-                optimizer.zero_grad()
-            run.step, run.images = run.step + 1, run.images + len(batch["image"]) * accelerator.num_processes
-            recent.append(loss.item())
-            bar.update()
-            if run.step % args.log_every == 0:
-                mean = sum(recent) / len(recent)
-                bar.set_postfix(loss=f"{mean:.3f}", size=size)
-                run.log(size=size, loss=round(mean, 4), norm=round(float(norm), 3), lr=round(run.rate(args.lr), 7))
-                recent = []
-            if run.step % args.save_every == 0 or run.step == run.total:
-                bar.write(f"step {run.step}: {run.validate_and_save(model, size)}")
-            if run.step == args.stop_at:
-                return
-    if accelerator.is_main_process and args.output:
-        plain = accelerator.unwrap_model(model)
+    run = SceneRun(args, accelerator, task)
+    parameters = sum(p.numel() for p in run.plain.parameters())
+    accelerator.print(f"{parameters / 1e6:.2f} M parameters, {run.total} steps")
+    finished = run.go()
+    if finished and accelerator.is_main_process and args.output:
+        plain = accelerator.unwrap_model(run.model)
         task.finish(plain, args)
         export(plain, Path(args.output), task.processor(args.image_size))
-        shutil.copy(run.log_path, Path(args.output) / "training_log.jsonl")
+        shutil.copy(run.work / LOG, Path(args.output) / LOG)
     accelerator.end_training()
 
 

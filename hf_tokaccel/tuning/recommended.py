@@ -8,9 +8,10 @@ from typing import Any
 from transformers import PreTrainedConfig
 
 from ..auto import accelerate_config
+from ..hosts.blocks import Encoder, Grid
 from ..hosts.config import family_of
 from ..settings.clustering import TokenClusteringConfig
-from .encoder import Encoder, Grid, check_speedup, choose_schedule, describe_encoder, find_head, unreachable
+from .encoder import check_speedup, choose_schedule, describe_encoder, find_head, unreachable
 from .released import check_fields
 
 

@@ -13,9 +13,9 @@ from transformers import PreTrainedModel
 
 from ..auto import accelerate
 from ..clustering.functional import cluster_tokens, plan_reconstruction, reconstruct_tokens
+from ..hosts.blocks import Encoder, Grid
 from ..hosts.track import TokenTrack
 from ..settings.clustering import TokenClusteringConfig
-from .encoder import Encoder, Grid
 
 SHARES = (0.35, 0.5, 0.65, 0.8)  # of the side of the token grid
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass, fields
 from difflib import get_close_matches
 from typing import Any
 
+from ..hosts.blocks import Grid
 from ..settings.clustering import TokenClusteringConfig
-from .encoder import Grid
 
 
 @dataclass(frozen=True)

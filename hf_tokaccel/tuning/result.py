@@ -10,7 +10,7 @@ from typing import Any
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from ..measure.task_agreement import NAMES
+from ..measure.agreement import NAMES
 from ..results.tables import WholeTable
 from ..settings.clustering import TokenClusteringConfig
 
@@ -49,7 +49,7 @@ class TuneResult:
         chosen: its numbers.
         trials: all that were run, dense first.
         budget: such as `{"speedup": 1.5}`.
-        measure: what `agreement` is, a key of `agreement.NAMES`.
+        measure: what `agreement` is, a key of `measure.agreement.NAMES`.
         dense_gflops: billion FLOPs of the dense model for an image.
         image_size: (height, width) in pixels.
         num_images: that were looked at.

@@ -12,13 +12,14 @@ from transformers import PreTrainedModel
 
 from ..auto import accelerate, accelerate_config
 from ..clustering.tiling import SHARPNESS
+from ..hosts.blocks import Encoder, Grid
 from ..hosts.config import family_of, stored_accel
+from ..measure.agreement import Agreement, Reading, read_output
 from ..measure.flops import count_gflops, gflops_of_shape
 from ..measure.speed import time_interleaved
-from ..measure.task_agreement import Agreement, Reading, read_output
 from ..settings.clustering import TokenClusteringConfig
 from ..settings.naming import group_name, setting_name
-from .encoder import Encoder, Grid, describe_encoder, find_head
+from .encoder import describe_encoder, find_head
 from .images import other_inputs
 from .recommended import recipe_for, recommend
 from .redundancy import measure_redundancy, predicted_loss

@@ -29,13 +29,13 @@ from hf_tokaccel.bench.subject import load_subject, parse_device
 from hf_tokaccel.cli import app
 from hf_tokaccel.evaluation import count_gflops
 from hf_tokaccel.images import parse_size
-from hf_tokaccel.measure.agreement import agreement, reading
+from hf_tokaccel.measure.agreement import Reading, mean_agreement, read_pixels
 from hf_tokaccel.measure.flops import gflops_of_shape
 from hf_tokaccel.measure.memory import peak_memory
 from hf_tokaccel.measure.method import MethodAlone
 from hf_tokaccel.quantization import is_quantized, quantize_int8
 from hf_tokaccel.results.tables import WholeTable
-from hf_tokaccel.rivals.rows import nearest, rivals_of
+from hf_tokaccel.rivals.build import BENCH, Subject, nearest, rivals_of
 
 SETTING = {"cluster_after": 1, "cluster_grid": (4, 4), "window": 3, "neighbors": 4}
 
@@ -177,25 +177,34 @@ def test_windows_leave_token_merging_out_and_say_so():
     swin = SwinBackbone(
         SwinConfig(image_size=32, patch_size=2, embed_dim=8, depths=[2, 2], num_heads=[1, 2], window_size=4)
     )
-    rows, notes = rivals_of(swin.eval(), (32, 32), [ta.TokenClusteringConfig(cluster_after=1, cluster_grid=2)])
+    subject = Subject(ta.accelerate(swin.eval(), None), (32, 32))
+    rows, notes = rivals_of(subject, [ta.TokenClusteringConfig(cluster_after=1, cluster_grid=2)], BENCH)
     assert [row.kind for row in rows] == ["dense", "clusters", "grid pooling", "lower resolution"]
     assert len(notes) == 1
-    assert notes[0].startswith("No merging beside 2x2 after 1")
+    assert notes[0].startswith("No token merging beside 2x2 after 1")
 
 
 def test_agreement_of_each_kind_of_output():
-    depth = ("depth", torch.tensor([[[1.0, 3.0]]]))
-    assert agreement(("depth", torch.tensor([[[1.0, 4.0]]])), depth) == {"relative_error": 0.25}
-    classes = torch.tensor([[[0, 1], [1, 2]]])
-    assert agreement(("classes", classes), ("classes", torch.tensor([[[0, 1], [1, 1]]]))) == {"same_class": 0.75}
-    assert agreement(("classes", torch.tensor([[[1]]])), ("classes", classes)) == {"same_class": 0.5}
-    features = torch.tensor([[[1.0, 0.0], [0.0, 2.0]]])
-    assert agreement(("features", features), ("features", features.flip(-1))) == {"cosine": 0.0}
-    assert reading({"logits": torch.tensor([[[[0.0]], [[1.0]]]])})[1].tolist() == [[[1]]]
+    def agree(kind, value, dense):
+        return mean_agreement(Reading(kind, torch.tensor(value)), Reading(kind, torch.tensor(dense)))
+
+    assert agree("depth", [[[1.0, 4.0]]], [[[1.0, 3.0]]]) == {"relative_error": 0.25}
+    classes = [[[0, 1], [1, 2]]]
+    assert agree("classes", classes, [[[0, 1], [1, 1]]]) == {"same_class": 0.75}
+    assert agree("classes", [[[1]]], classes) == {"same_class": 0.5}
+    assert agree("features", [[[1.0, 0.0], [0.0, 2.0]]], [[[0.0, 1.0], [2.0, 0.0]]]) == {"cosine": 0.0}
+    assert agree("features", [[[1.0, 0.0]]], [[[1.0, 0.0], [0.0, 2.0]]]) == {}
+
+
+def test_pixels_are_read():
+    read = read_pixels({"logits": torch.tensor([[[[0.0]], [[1.0]]]])})
+    assert (read.kind, read.num_classes, read.value.tolist()) == ("classes", 2, [[[1]]])
     queries = {"class_queries_logits": torch.tensor([[[0.0, 9, 0]]]), "masks_queries_logits": torch.ones(1, 1, 2, 2)}
-    assert reading(queries)[1].tolist() == [[[1, 1], [1, 1]]]
-    with pytest.raises(ValueError, match="nothing that the benchmark knows"):
-        reading({"loss": torch.zeros(1)})
+    read = read_pixels(queries)
+    assert (read.kind, read.num_classes, read.value.tolist()) == ("classes", 2, [[[1, 1], [1, 1]]])
+    for output in ({"loss": torch.zeros(1)}, {"pred_masks": torch.zeros(1, 1, 1, 2, 2)}):
+        with pytest.raises(ValueError, match="nothing that the benchmark knows"):
+            read_pixels(output)
 
 
 def test_modes_are_read_and_refused():
@@ -300,7 +309,7 @@ def test_of_models_that_take_prompts_the_vision_encoder_runs(tmp_path):
     assert type(subject.model) is SamVisionModel
     assert subject.images.shape == (1, 3, 64, 64)
     assert "vision encoder alone" in subject.notes[0]
-    assert reading(subject.model(subject.images))[0] == "features"
+    assert read_pixels(subject.model(subject.images)).kind == "features"
 
 
 def test_the_command_prints_writes_and_refuses(depth, tmp_path):

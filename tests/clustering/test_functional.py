@@ -13,7 +13,6 @@ import torch
 import torch.nn.functional as F
 from safetensors import safe_open
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import FlopCounterMode
 
 from hf_tokaccel.clustering import functional
 from hf_tokaccel.clustering import tiling as _tiling
@@ -23,6 +22,7 @@ from hf_tokaccel.functional import (
     plan_reconstruction,
     reconstruct_tokens,
 )
+from hf_tokaccel.measure.flops import flop_counter
 
 
 def load_goldens(name):
@@ -676,7 +676,7 @@ def test_no_tensor_over_all_pairs():
 
 
 def flops(function, *args, **kwargs):
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+    with torch.no_grad(), flop_counter() as counter:
         function(*args, **kwargs)
     return counter.get_total_flops()
 

@@ -42,7 +42,7 @@ from transformers import (
 import hf_tokaccel as ta
 from hf_tokaccel.evaluation import Result
 from hf_tokaccel.evaluation.instances.data import check_mask, encode_mask, match_categories, open_instance_dataset
-from hf_tokaccel.evaluation.instances.pictures import Instances, agreement
+from hf_tokaccel.evaluation.instances.pictures import Instances, count_matches
 from hf_tokaccel.evaluation.instances.task import InstanceProtocol, InstanceTask, corners_of
 from hf_tokaccel.measure.metrics.coco import STATISTICS, ImageRecord, average_precision
 from hf_tokaccel.scenes import CLASS_NAMES
@@ -442,8 +442,8 @@ def test_agreement_of_two_models():
     one = Instances(torch.tensor([1, 1, 2]), torch.ones(3), boxes)
     two = Instances(torch.tensor([1, 2, 1]), torch.ones(3), boxes)
     # The first two boxes of class 1: one is found again, the other has another class.
-    assert agreement(one, two) == (1, 3, 3)
-    assert agreement(one, one) == (3, 3, 3)
+    assert count_matches(one, two) == (1, 3, 3)
+    assert count_matches(one, one) == (3, 3, 3)
 
 
 @pytest.mark.parametrize(

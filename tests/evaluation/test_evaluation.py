@@ -8,7 +8,6 @@ import numpy as np
 import psutil
 import pytest
 import torch
-import torch.nn.functional as F
 from PIL import Image
 from torch import nn
 from transformers import (
@@ -52,7 +51,7 @@ from hf_tokaccel.images import input_size, open_photographs, patch_size
 from hf_tokaccel.measure import speed
 from hf_tokaccel.measure.compilation import compile_model
 from hf_tokaccel.measure.progress import progress_bar
-from hf_tokaccel.rivals.entries import matching_scale
+from hf_tokaccel.rivals.build import Subject, resized, steps_at
 from hf_tokaccel.rivals.settings import default_settings, settings_to_show
 from hf_tokaccel.tuning.text import parse_accel
 
@@ -281,9 +280,11 @@ def test_bad_accel(text, message):
 def test_lower_resolution_matches_the_cost():
     model, images = Host(), torch.rand(1, 3, 64, 128)
     full = count_gflops(model, images)
-    assert matching_scale(model, images, 0.5 * full) == 6 / 8  # 36/64 is nearer to a half than 25/64
-    assert matching_scale(model, images, 2 * full) == 1
-    assert matching_scale(model, images, 0) == 1 / 8
+    subject = Subject(model, (64, 128), images)
+    assert steps_at(subject, 0.5 * full) == (6, 8)  # 36/64 is nearer to a half than 25/64
+    assert steps_at(subject, 2 * full) == (8, 8)
+    assert steps_at(subject, 0) == (1, 8)
+    assert resized(subject, 6).variant.size(64, 128) == (48, 96)
 
 
 # Loop
@@ -454,16 +455,6 @@ def test_speedup_is_paired_by_round():
     assert timing.median == 1
     assert timing.p10 <= timing.median <= timing.p90
     assert speed.summarise([4.0], [2.0]) == speed.Timing(4.0, 4.0, 4.0, 0.5)
-
-
-def test_gflops_count_attention_on_the_cpu():
-    def attention(images):
-        heads = images.unflatten(-1, (2, 8)).transpose(1, 2)
-        return F.scaled_dot_product_attention(heads, heads, heads)
-
-    # Two matrix products of 2 heads x 10 x 10 x 8, each 2 FLOPs a product-sum.
-    assert count_gflops(attention, torch.rand(3, 10, 16)) * 1e9 == pytest.approx(2 * 2 * 2 * 10 * 10 * 8)
-    assert count_gflops(Host(), torch.rand(2, 3, 8, 8)) * 1e9 == pytest.approx(2 * 64 * 4 * 3 * 9)
 
 
 def test_unknown_compile_backend():

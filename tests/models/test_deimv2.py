@@ -96,5 +96,5 @@ def test_gradients_reach_the_first_block(detector):
 
 
 def test_other_backbones_are_refused():
-    with pytest.raises(ValueError, match="DEIMv2 on a 'hgnet_v2' backbone, unlike one on 'dinov3_vit', cannot be"):
+    with pytest.raises(ValueError, match="'deimv2' on a 'hgnet_v2' backbone instead of 'dinov3_vit' cannot be"):
         ta.accelerate_config(Deimv2Config(), ACCEL)

@@ -3,7 +3,6 @@ import torch
 from family import flatten
 from test_swin import ACCEL, StagedTester, awaken
 from test_swin import TINY as SWIN
-from torch.utils.flop_counter import FlopCounterMode
 from transformers import (
     AutoModel,
     AutoModelForUniversalSegmentation,
@@ -18,6 +17,7 @@ from transformers import (
 import hf_tokaccel as ta
 from hf_tokaccel.functional import plan_reconstruction
 from hf_tokaccel.hosts import track
+from hf_tokaccel.measure.flops import flop_counter
 
 BACKBONE = {
     **SWIN,
@@ -114,7 +114,7 @@ class TestMask2FormerForUniversalSegmentation(Mask2FormerTester):
         shared = ta.accelerate(model, {**self.accel, "shared_frames": 4})
         clip, spent = self.images(4), []
         for module in (fast, shared):
-            with FlopCounterMode(display=False) as counter, torch.no_grad():
+            with flop_counter() as counter, torch.no_grad():
                 output = module(clip)
             spent.append(counter.get_total_flops())
             assert [len(value) for value in (output.class_queries_logits, output.masks_queries_logits)] == [4, 4]

@@ -1,7 +1,6 @@
 import pytest
 import torch
 from family import ACCEL, FamilyTester
-from torch.utils.flop_counter import FlopCounterMode
 from transformers import (
     AutoModel,
     AutoModelForInstanceSegmentation,
@@ -15,6 +14,7 @@ from transformers import (
 from transformers.models.rf_detr.configuration_rf_detr import RfDetrDinov2Config
 
 import hf_tokaccel as ta
+from hf_tokaccel.measure.flops import flop_counter
 from hf_tokaccel.models.rf_detr import TokAccelRfDetrDinov2Backbone
 
 # 2 x 2 windows of 4 x 4 tokens; block 1 is global, 0, 2 and 3 are not.
@@ -85,7 +85,7 @@ class DetectionTester(BatchWindowTester):
     def test_spends_fewer_flops(self, model, fast):
         def flops(module):
             # With gradients: without, the counter fails on the views that a detector takes of its queries.
-            with FlopCounterMode(display=False) as counter:
+            with flop_counter() as counter:
                 module(self.images())
             return counter.get_total_flops()
 

@@ -7,12 +7,12 @@ import torch.nn.functional as F
 from family import ACCEL, FamilyTester
 from safetensors import safe_open
 from safetensors.torch import load_file
-from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoImageProcessor, AutoModel, AutoModelForSemanticSegmentation
 
 import hf_tokaccel as ta
 from hf_tokaccel.convert.segmenter_keys import to_original_names, to_our_names
 from hf_tokaccel.hosts import track
+from hf_tokaccel.measure.flops import flop_counter
 from hf_tokaccel.models.segmenter import (
     SegmenterConfig,
     SegmenterForSemanticSegmentation,
@@ -379,7 +379,7 @@ def test_decoder_on_clusters_costs_less():
     flops = []
     for choice in (True, False):
         model = ta.accelerate(tiny_model(), {**ACCEL, "decode_clusters": choice})
-        with FlopCounterMode(display=False) as counter, torch.no_grad():
+        with flop_counter() as counter, torch.no_grad():
             model(torch.randn(1, 3, 32, 32))
         flops.append(counter.get_total_flops())
     assert flops[0] < flops[1]

@@ -78,5 +78,5 @@ class TestUperNetOnSwin(StagedTester):
 
 
 def test_a_backbone_that_is_not_supported_is_refused():
-    with pytest.raises(ValueError, match=r"UperNet on a 'resnet' backbone cannot be accelerated.*beit"):
+    with pytest.raises(ValueError, match=r"'upernet' on a 'resnet' backbone cannot be accelerated.*beit"):
         ta.accelerate_config(UperNetConfig(), ACCEL)

@@ -68,5 +68,5 @@ def test_two_metric_heads():
 
 def test_a_backbone_that_is_not_supported_is_refused():
     config = ZoeDepthConfig(backbone_config={"model_type": "resnet", "out_features": ["stage1", "stage2"]})
-    with pytest.raises(ValueError, match=r"ZoeDepth on a 'resnet' backbone cannot be accelerated.*beit"):
+    with pytest.raises(ValueError, match=r"'zoedepth' on a 'resnet' backbone cannot be accelerated.*beit"):
         ta.accelerate_config(config, ACCEL)

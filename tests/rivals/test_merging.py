@@ -3,10 +3,10 @@
 import pytest
 import torch
 from family import TINY_DINOV2
-from torch.utils.flop_counter import FlopCounterMode
 from transformers import DepthAnythingConfig, DepthAnythingForDepthEstimation, Dinov2Config, SwinConfig, SwinModel
 
 import hf_tokaccel as ta
+from hf_tokaccel.measure.flops import flop_counter
 from hf_tokaccel.models.segmenter import SegmenterConfig, SegmenterForSemanticSegmentation
 from hf_tokaccel.rivals.merging import merge_in_layers, merge_tokens, unmerge_tokens
 
@@ -89,7 +89,7 @@ def test_heads_get_all_tokens_and_merging_is_counted(depth):
     fast = merge_in_layers(depth, 12)
     costs = []
     for model in (depth, fast):
-        with FlopCounterMode(display=False) as counter:
+        with flop_counter() as counter:
             output = model(images).predicted_depth
         assert output.shape == dense.shape
         costs.append(counter.get_total_flops())

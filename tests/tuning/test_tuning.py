@@ -25,9 +25,9 @@ from typer.testing import CliRunner
 
 import hf_tokaccel as ta
 from hf_tokaccel.cli import app
+from hf_tokaccel.measure.agreement import Agreement, Reading, _segments
 from hf_tokaccel.measure.flops import count_gflops
 from hf_tokaccel.measure.metrics import panoptic
-from hf_tokaccel.measure.task_agreement import Agreement, Reading, _segments
 from hf_tokaccel.tuning import api
 from hf_tokaccel.tuning import search as search_module
 from hf_tokaccel.tuning.encoder import describe_encoder

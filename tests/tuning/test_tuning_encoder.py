@@ -4,8 +4,6 @@ import re
 
 import pytest
 import torch
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 from transformers import (
     BertConfig,
     DepthAnythingConfig,
@@ -32,6 +30,7 @@ from transformers import (
 from transformers.models.rf_detr.configuration_rf_detr import RfDetrDinov2Config
 
 import hf_tokaccel as ta
+from hf_tokaccel.measure.flops import flop_counter
 from hf_tokaccel.tuning.encoder import describe_encoder
 
 TINY = {"hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 2, "image_size": 32, "patch_size": 4}
@@ -117,7 +116,7 @@ CASES = {
 
 def block_flops(model, images, name):
     """FLOPs inside of the blocks as torch counts them."""
-    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+    with torch.no_grad(), flop_counter() as counter:
         model(images)
     counts = counter.get_flop_counts()
     return sum(sum(count.values()) for module, count in counts.items() if re.search(rf"\.{name}$", module))

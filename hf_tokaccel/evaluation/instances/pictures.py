@@ -60,7 +60,7 @@ def matches(dense: Instances, accelerated: Instances) -> list[tuple[int, int]]:
     return pairs
 
 
-def agreement(dense: Instances, accelerated: Instances) -> tuple[int, int, int]:
+def count_matches(dense: Instances, accelerated: Instances) -> tuple[int, int, int]:
     """Objects that both found, that the dense model found, and that the accelerated one found."""
     return len(matches(dense, accelerated)), len(dense.scores), len(accelerated.scores)
 

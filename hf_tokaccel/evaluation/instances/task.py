@@ -30,7 +30,7 @@ from ...measure.variant import Variant
 from ..pictures import Panel
 from ..task import Summary, Task
 from .data import InstanceDataset, annotation_masks, encode_mask
-from .pictures import Instances, agreement, draw_instances
+from .pictures import Instances, count_matches, draw_instances
 
 _ELSEWHERE = ("detr", "videomt")  # Transformers gives masks of DETR that share out the pixels; VidEoMT has videos.
 SHOWN = 0.5  # least score in pictures
@@ -256,6 +256,6 @@ class InstanceTask(Task):
         draw_instances(list(panels.values()), path, self.protocol.categories, heading=heading)
         said = {}
         for name, panel in panels.items():
-            both, first, second = agreement(panel.dense, panel.accelerated)
+            both, first, second = count_matches(panel.dense, panel.accelerated)
             said[name] = f"{both} of the {first} objects of the dense model are among {second} of the accelerated one"
         return said

@@ -26,6 +26,7 @@ class TokAccelSegmenterConfig(AcceleratedConfig, SegmenterConfig):
     model_type = "tokaccel_segmenter"
     native_class = SegmenterConfig
     accel_decodes_clusters = True
+    accel_prefix, accel_prefix_field = 0, "num_prefix_tokens"
 
     @property
     def accel_decodes_change(self) -> bool:
@@ -33,12 +34,9 @@ class TokAccelSegmenterConfig(AcceleratedConfig, SegmenterConfig):
 
 
 class _AcceleratedSegmenter(AcceleratedModel):
-    @property
-    def accel_prefix(self) -> int:
-        return self.config.num_prefix_tokens
-
     def accel_layout(self, arguments: dict[str, Any]) -> TokenLayout:
-        return TokenLayout(token_grid(arguments["pixel_values"], pair(self.config.patch_size)), self.accel_prefix)
+        grid = token_grid(arguments["pixel_values"], pair(self.config.patch_size))
+        return TokenLayout(grid, self.config.num_prefix_tokens)
 
 
 def _leave_last_clustered(forward: Callable, decodes: bool = False) -> Callable:

@@ -13,9 +13,9 @@ from transformers.models.vit.modeling_vit import ViTEmbeddings, ViTLayer, ViTPre
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
-from transformers.utils.output_capturing import capture_outputs
 
 from ...hub.shim import ShimMixin
+from ...upstream import capture_outputs
 from .configuration import SegmenterConfig
 
 

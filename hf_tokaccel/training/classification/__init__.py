@@ -2,9 +2,9 @@
 
 from .data import LabelledImages, load_images
 from .drop_path import DropPath
-from .loop import Run, Settings, evaluate
 from .models import SIZES, Teacher, build_model, build_processor
 from .recipe import Recipe
+from .run import Run, Settings, evaluate
 
 __all__ = [
     "SIZES",

@@ -9,8 +9,9 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCardData
 
 from ...measure.environment import describe_environment
-from .loop import LOG, Run
+from ..loop import LOG
 from .models import SIZES
+from .run import Run
 
 # Of a run's scores, as they are called on the Hub.
 METRICS = {"accuracy": "Accuracy", "top5": "Top-5 accuracy"}

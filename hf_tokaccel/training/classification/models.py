@@ -23,6 +23,7 @@ from ...checks import first_line
 from ...semantic.modeling import SemanticConfig
 from ...settings.methods import as_accel
 from ...settings.semantic import SemanticTokenConfig
+from ...upstream import auto_models
 
 IMAGENET = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
 
@@ -120,7 +121,7 @@ def _stored_config(name: str) -> PreTrainedConfig:
         raise ValueError(
             f"model {name!r} is neither a known size ({', '.join(SIZES)}) nor can it be loaded: {first_line(error)}"
         ) from error
-    if type(config) not in AutoModelForImageClassification._model_mapping:
+    if not auto_models(AutoModelForImageClassification, type(config)):
         raise ValueError(f"model {name!r} is of type {config.model_type!r}, which classifies no images")
     return config
 

@@ -1,16 +1,12 @@
-"""The training loop: any number of processes, evaluation, checkpoints, and exact resuming.
+"""A run that trains a classifier: its settings, its evaluation, and what the loop has to know of it.
 
-Everything that is drawn depends on the seed and the place (epoch, image, step) alone, see `seed_of`, so that a run
-that was interrupted continues as if it had not been.
+Everything that is drawn depends on the seed and the place (epoch, image, step) alone, see `seed_of`.
 """
 
 import json
 import math
 import os
-import shutil
-import time
 import warnings
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,13 +19,11 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel
 
-from ...measure.progress import progress_bar
+from ..loop import Loop
 from .data import STEP, Drawn, LabelledImages, Prepared, Steps, seed_of
 from .drop_path import DropPath
 from .models import Teacher, input_size
 from .recipe import Recipe, collate, mix, parameter_groups, train_transform
-
-RUN, LOG = "run.json", "training_log.jsonl"
 
 
 @dataclass
@@ -112,8 +106,8 @@ def evaluate(
     return {"accuracy": top1, **({"top5": top5} if ranks == 5 else {}), "loss": loss.item() / len(images)}
 
 
-class Run:
-    """One training run with its checkpoints.
+class Run(Loop):
+    """One run of the training loop.
 
     Args:
         model: to be trained, on the CPU.
@@ -142,13 +136,15 @@ class Run:
         teacher: Teacher | None = None,
     ) -> None:
         self.processor, self.train_images, self.validation = processor, train, validation
-        self.recipe, self.accelerator, self.settings = recipe, accelerator, settings
-        self.classes = len(train.classes)
-        self._check_batch()
+        self.recipe, self.classes = recipe, len(train.classes)
         self.per_epoch = len(train) // recipe.batch_size
-        self.total = self.per_epoch * recipe.epochs
-        self.state: dict[str, Any] = {"step": 0, "best": None, "seconds": 0.0, "history": []}
-        self.work, self.began = Path(settings.work), time.perf_counter()
+        clip, parts = recipe.clip_grad or math.inf, settings.accumulate
+        super().__init__(accelerator, settings, self.per_epoch * recipe.epochs, clip=clip, parts=parts)
+        self._check_batch()
+        self.state |= {"best": None, "history": []}
+        # As JSON gives it back, so that a comparison sees no difference of type.
+        everything = {**asdict(recipe), "seed": settings.seed, **settings.identity}
+        self.known = {"parts": [accelerator.num_processes, parts], "identity": json.loads(json.dumps(everything))}
         stored = self._stored()
         self.ema = None
         if recipe.ema_decay:
@@ -156,9 +152,7 @@ class Run:
             self.ema = AveragedModel(model, accelerator.device, multi_avg_fn=average, use_buffers=True)
         self.drop_path = DropPath(model, recipe.drop_path)
         groups = parameter_groups(model, recipe)
-        optimizer = torch.optim.AdamW(groups, lr=recipe.lr, betas=(recipe.beta1, recipe.beta2))
-        self.plain = model
-        self.model, self.optimizer = accelerator.prepare(model, optimizer)
+        self.prepare(model, torch.optim.AdamW(groups, lr=recipe.lr, betas=(recipe.beta1, recipe.beta2)))
         if self.ema is not None:
             accelerator.register_for_checkpointing(self.ema)
         self.teacher = teacher.to(accelerator.device) if teacher else None
@@ -168,9 +162,7 @@ class Run:
             for values in (processor.image_mean, processor.image_std)
         )
         if stored is not None:
-            accelerator.load_state(str(self.work / "checkpoint"))
-            self.state = stored
-            self._cut_log()
+            self.restore(stored)
 
     def _check_batch(self) -> None:
         recipe, shares = self.recipe, self.accelerator.num_processes * self.settings.accumulate
@@ -185,29 +177,16 @@ class Run:
                 f"{self.train_images.name} has; for example {max(1, len(self.train_images) // 10)}"
             )
 
-    # Checkpoints
-
-    def _identity(self) -> dict[str, Any]:
-        # As JSON gives it back, so that a comparison sees no difference of type.
-        everything = {**asdict(self.recipe), "seed": self.settings.seed, **self.settings.identity}
-        return json.loads(json.dumps(everything))
-
-    def _parts(self) -> list[int]:
-        return [self.accelerator.num_processes, self.settings.accumulate]
-
     def _stored(self) -> dict[str, Any] | None:
         """What the checkpoint says of its run, when that is to be resumed."""
-        path = self.work / "checkpoint" / RUN
         if not self.settings.resume:
-            if path.is_file():
+            if (self.work / "checkpoint").is_dir():
                 raise ValueError(
                     f"{self.work} holds a checkpoint: add --resume to continue it, or choose another --work"
                 )
             return None
-        if not path.is_file():
-            raise ValueError(f"there is no checkpoint in {self.work} to resume from: start without --resume")
-        stored = json.loads(path.read_text())
-        now, then = self._identity(), stored.pop("identity")
+        stored = self.stored()
+        now, then = self.known["identity"], stored["identity"]
         differ = [
             f"{name} was {then.get(name)!r}, is {now.get(name)!r}"
             for name in sorted(now.keys() | then.keys())
@@ -218,102 +197,39 @@ class Run:
                 f"{self.work} was trained with another recipe: {'; '.join(differ)}. Resume with the same options, or "
                 "start anew with another --work"
             )
-        if (parts := stored.pop("parts")) != self._parts():
+        if (parts := stored["parts"]) != self.known["parts"]:
+            processes, accumulated = self.known["parts"]
             warnings.warn(
-                f"the checkpoint is of {parts[0]} processes and {parts[1]} accumulated parts, this run of "
-                f"{self._parts()[0]} and {self._parts()[1]}: it sees the same images, but mixes others",
+                f"the checkpoint is of {parts[0]} processes and {parts[1]} accumulated parts, this run of {processes} "
+                f"and {accumulated}: it sees the same images, but mixes others",
                 stacklevel=3,
             )
         return stored
-
-    def seconds(self) -> float:
-        """Time that the run took so far, with the parts before it was resumed."""
-        return self.state["seconds"] + time.perf_counter() - self.began
-
-    def save(self) -> None:
-        """Writes a checkpoint beside the last one and swaps them, so that an interruption leaves one intact."""
-        fresh, last = self.work / "checkpoint.new", self.work / "checkpoint"
-        self.accelerator.save_state(str(fresh))
-        if self.accelerator.is_main_process:
-            run = {**self.state, "seconds": self.seconds(), "parts": self._parts(), "identity": self._identity()}
-            (fresh / RUN).write_text(json.dumps(run, indent=1))
-            shutil.rmtree(last, ignore_errors=True)
-            os.replace(fresh, last)
-        self.accelerator.wait_for_everyone()
-
-    def log(self, **values: Any) -> None:
-        if self.accelerator.is_main_process:
-            with (self.work / LOG).open("a") as file:
-                file.write(json.dumps({"step": self.state["step"], **values}) + "\n")
-
-    def _cut_log(self) -> None:
-        if self.accelerator.is_main_process:
-            lines = (self.work / LOG).read_text().splitlines()
-            kept = [line for line in lines if json.loads(line)["step"] <= self.state["step"]]
-            (self.work / LOG).write_text("".join(f"{line}\n" for line in kept))
-
-    # Training
 
     @property
     def evaluated(self) -> PreTrainedModel:
         """The model whose accuracy counts: the averaged one, if there is one."""
         return self.plain if self.ema is None else self.ema.module
 
-    def go(self, say: Callable[[str], None] | None = None) -> bool:
-        """Trains to the end or to `stop_at`; whether the end was reached.
-
-        Args:
-            say: takes one line per evaluation; None prints them above the progress bar.
-        """
-        self.work.mkdir(parents=True, exist_ok=True)
-        last = min(self.total, self.settings.stop_at or self.total)
-        with progress_bar(self.accelerator.is_main_process) as bar:
-            task = bar.add_task("training", total=self.total, completed=self.state["step"])
-            for number, batch in enumerate(self._loader(last)):
-                self._part(number, batch)
-                if not self.accelerator.sync_gradients:
-                    continue
-                step = self.state["step"] = self.state["step"] + 1
-                if step % self.settings.log_every == 0:
-                    bar.update(task, description=self._log_step())
-                bar.advance(task)
-                self._after(step, last, say or bar.console.print)
-        return self.state["step"] == self.total
-
-    def _loader(self, last: int) -> DataLoader:
+    def batches(self, last: int) -> DataLoader:
         recipe, settings, accelerator = self.recipe, self.settings, self.accelerator
         transform = train_transform(
             recipe, input_size(self.processor), list(self.processor.image_mean), list(self.processor.image_std)
         )
         parts = (accelerator.process_index, accelerator.num_processes, settings.accumulate)
-        first = self.state["step"]
-        steps = Steps(len(self.train_images), recipe.batch_size, parts, (first, max(first, last)), settings.seed)
+        span = (self.step, max(self.step, last))
+        steps = Steps(len(self.train_images), recipe.batch_size, parts, span, settings.seed)
         drawn = Drawn(self.train_images, transform, settings.seed)
         options = {"num_workers": settings.workers, "pin_memory": accelerator.device.type == "cuda"}
         return DataLoader(drawn, batch_sampler=steps, collate_fn=collate, **options)
 
-    def _part(self, number: int, batch: tuple[Tensor, Tensor]) -> None:
-        """Gradients of one part of a step, and the step itself after the last part."""
-        accelerator, step = self.accelerator, self.state["step"]
-        place = (step, number % self.settings.accumulate, accelerator.process_index)
-        torch.manual_seed(seed_of(STEP, self.settings.seed, *place))
-        images, labels = (part.to(accelerator.device, non_blocking=True) for part in batch)
+    def loss(self, batch: tuple[Tensor, Tensor], part: int) -> Tensor:
+        accelerator = self.accelerator
+        torch.manual_seed(seed_of(STEP, self.settings.seed, self.step, part, accelerator.process_index))
+        images, labels = (values.to(accelerator.device, non_blocking=True) for values in batch)
         images, labels = mix(images, labels, self.recipe, self.classes)
-        self.model.train()
-        with accelerator.accumulate(self.model):
-            logits = self.model(pixel_values=images).logits.float()
-            self.loss = self._loss(logits, labels, images)
-            accelerator.backward(self.loss)
-            if not accelerator.sync_gradients:
-                return
-            clip = self.recipe.clip_grad or math.inf
-            self.norm = accelerator.clip_grad_norm_(self.model.parameters(), clip)
-            for group in self.optimizer.param_groups:
-                group["lr"] = self.recipe.rate(step, self.per_epoch) * group["scale"]
-            self.optimizer.step()
-            self.optimizer.zero_grad()
-        if self.ema is not None:
-            self.ema.update_parameters(self.plain)
+        logits = self.model(pixel_values=images).logits.float()
+        return self._loss(logits, labels, images)
 
     def _loss(self, logits: Tensor, labels: Tensor, images: Tensor) -> Tensor:
         loss = F.cross_entropy(logits, labels, label_smoothing=self.recipe.label_smoothing)
@@ -326,35 +242,34 @@ class Run:
         distance = F.kl_div(own, target, reduction="batchmean", log_target=True) * heat**2
         return (1 - weight) * loss + weight * distance
 
-    def _log_step(self) -> str:
-        loss, step = self.loss.item(), self.state["step"]
-        if not math.isfinite(loss):
-            raise ValueError(f"the loss is {loss} at step {step}: use a lower lr, for example {self.recipe.lr / 2:g}")
-        rate = self.recipe.rate(step - 1, self.per_epoch)
-        self.log(loss=round(loss, 5), norm=round(float(self.norm), 4), lr=float(f"{rate:.6g}"))
-        return f"epoch {(step - 1) // self.per_epoch + 1}, loss {loss:.3f}"
+    def rate(self, step: int, optimizer: torch.optim.Optimizer) -> float:
+        return self.recipe.rate(step, self.per_epoch)
 
-    def _after(self, step: int, last: int, say: Callable[[str], None]) -> None:
-        """Evaluation and checkpoint, where they are due."""
-        epoch, rest = divmod(step, self.per_epoch)
-        if step == self.total or (rest == 0 and epoch % self.settings.eval_every == 0):
-            self._validate(epoch, say)
-        if step == last or step % self.settings.save_every == 0:
-            self.save()
+    def place(self) -> dict[str, Any]:
+        return {"epoch": -(-self.step // self.per_epoch)}
 
-    def _validate(self, epoch: int, say: Callable[[str], None]) -> None:
+    def updated(self) -> None:
+        if self.ema is not None:
+            self.ema.update_parameters(self.plain)
+
+    def evaluation_due(self) -> bool:
+        epoch, rest = divmod(self.step, self.per_epoch)
+        return self.step == self.total or (rest == 0 and epoch % self.settings.eval_every == 0)
+
+    def evaluate(self) -> str:
         options = {"batch_size": self.settings.eval_batch, "workers": self.settings.workers}
         scores = evaluate(self.evaluated, self.validation, self.processor, self.accelerator, **options)
-        self.log(epoch=epoch, validation=scores)
-        self.state["history"].append({"epoch": epoch, **scores})
-        say(f"epoch {epoch}: " + ", ".join(f"{name} {value:.4f}" for name, value in scores.items()))
+        self.log(validation=scores)
+        scored = {**self.place(), **scores}
+        self.state["history"].append(scored)
         best = self.state["best"]
         if self.settings.keep == "best" and (best is None or scores["accuracy"] > best["accuracy"]):
-            self.state["best"] = {"epoch": epoch, **scores}
+            self.state["best"] = scored
             if self.accelerator.is_main_process:
                 torch.save(self.evaluated.state_dict(), self.work / "best.new")
                 os.replace(self.work / "best.new", self.work / "best.pt")
             self.accelerator.wait_for_everyone()
+        return f"epoch {scored['epoch']}: " + ", ".join(f"{name} {value:.4f}" for name, value in scores.items())
 
     def result(self) -> PreTrainedModel:
         """The trained model, the best or the last as `keep` says, without hooks."""
