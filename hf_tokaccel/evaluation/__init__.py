@@ -4,7 +4,7 @@ from importlib import import_module
 from typing import Any
 
 # Found when asked for, since the command line reads the options of the evaluations without the seconds of torch.
-_HOMES = {
+_MODULES = {
     "DEPTH_METRICS": "..measure.metrics.depth",
     "DepthMetric": ".depth.metric",
     "DepthProtocol": "..measure.metrics.depth",
@@ -33,14 +33,14 @@ _HOMES = {
     "to_markdown": "..results.tables",
     "to_table": "..results.tables",
 }
-__all__ = list(_HOMES)
+__all__ = list(_MODULES)
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_HOMES[name], __name__), name)
+    return getattr(import_module(_MODULES[name], __name__), name)
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_HOMES})
+    return sorted({*globals(), *_MODULES})

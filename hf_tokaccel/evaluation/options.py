@@ -16,6 +16,7 @@ _LEAST = {"batch_size": 1, "rounds": 1, "limit": 1, "pictures": 0, "num_workers"
 
 # Declared apart, since tasks have defaults of their own for them.
 BatchSize = Annotated[int, Option(help="Images in a call.")]
+Rounds = Annotated[int, Option(help="Timed rounds.")]
 Output = Annotated[Path, Option(help="Folder for JSON, Markdown and pictures.")]
 
 
@@ -33,7 +34,9 @@ class Options:
         str | None, Option(help="Hub id or folder of a model for this task; default: the model of this package.")
     ] = None
     dataset: str
-    limit: Annotated[int | None, Option(help="Number of images at most; default: all, or 200 scenes.")] = None
+    limit: Annotated[
+        int | None, Option(help="Number of images at most; default: all, or 200 scenes (depth: 100).")
+    ] = None
     skip_bad: Annotated[bool, Option("--skip-bad", help="Leave out image files that cannot be read, and say so.")] = (
         False
     )
@@ -49,7 +52,7 @@ class Options:
     dtype: Annotated[str, Option(help="float32, float16, bfloat16, or auto: that of the checkpoint.")] = "float32"
     compile: Annotated[str | None, Option(metavar="[BACKEND]", help="Use torch.compile; alone: inductor.")] = None
     cpu: Annotated[bool, Option("--cpu", help="Run on the CPU even where there is a GPU.")] = False
-    rounds: Annotated[int, Option(help="Timed rounds.")] = 10
+    rounds: Rounds = 10
     pictures: Annotated[int, Option(help="Images in the picture.")] = 4
     images: Annotated[
         list[str] | None,

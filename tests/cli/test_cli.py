@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from dataclasses import fields
 
 import pytest
@@ -202,6 +204,15 @@ def test_evaluate_lists_every_option_of_a_task(task):
         assert f"--{option.name.replace('_', '-')} " in done.stdout
     assert f"hf_tokaccel evaluate {task}" in done.stdout
     assert run("evaluate", task, "--no-such-option").exit_code == 2
+
+
+def test_evaluate_help_needs_no_torch():
+    code = (
+        "import sys; from typer.testing import CliRunner; from hf_tokaccel.cli import app; "
+        "assert CliRunner().invoke(app, ['evaluate', 'depth', '--help']).exit_code == 0; "
+        "assert not {'torch', 'transformers'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 @pytest.mark.parametrize(

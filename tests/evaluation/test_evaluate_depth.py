@@ -90,9 +90,9 @@ def test_default_rows_on_scenes(evaluate, tmp_path, capsys):
     result = evaluate()
     kinds = [row.kind for row in result.rows]
     assert kinds[0] == "dense"
-    assert kinds.count("clusters") == 9
+    assert kinds.count("clusters") == 6
     assert kinds.count("grid pooling") == 6
-    assert {row.accel["expansion"] for row in result.rows if row.kind == "clusters"} == {"nearest", "soft", "delta"}
+    assert {row.accel["expansion"] for row in result.rows if row.kind == "clusters"} == {"nearest", "delta"}
     assert all(row.accel["iterations"] == 0 for row in result.rows if row.kind == "grid pooling")
     lower = [row for row in result.rows if row.kind == "lower resolution"]
     assert len(lower) + len(result.notes) == 3

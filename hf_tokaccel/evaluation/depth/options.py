@@ -8,7 +8,7 @@ from typing import Annotated
 
 from typer import Option
 
-from ..options import TABLES, Output, TableOptions
+from ..options import TABLES, Output, Rounds, TableOptions
 
 SPECIFICATIONS = f"scenes, nyuv2:DIR, kitti:DIR, {TABLES}"
 
@@ -26,6 +26,7 @@ class DepthOptions(TableOptions):
     task = "depth"
 
     dataset: Annotated[str, Option(help=SPECIFICATIONS)] = "scenes"
+    rounds: Rounds = 5
     output: Output = Path("outputs/evaluate_depth")
     depth_column: Annotated[str, Option(help="Of a `datasets` table.")] = "depth"
     depth_scale: Annotated[

@@ -71,7 +71,7 @@ class DepthTask(Task):
     # Half, two thirds and three quarters of the layers on clusters, from careful to bold. The weights sum to one: the
     # released l2 weights would change the scale of what a regression head reads.
     shares = ((1 / 2, 3 / 4), (1 / 3, 2 / 3), (1 / 4, 1 / 2))
-    variations = tuple({"expansion": name, "normalization": "l1"} for name in ("nearest", "soft", "delta"))
+    variations = tuple({"expansion": name, "normalization": "l1"} for name in ("nearest", "delta"))
 
     def __init__(self, processor, protocol: DepthProtocol):
         self.processor, self.protocol = processor, protocol
