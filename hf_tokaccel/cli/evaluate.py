@@ -81,14 +81,14 @@ def command_of(evaluation: type[Options]) -> Callable[..., None]:
 
     @user_errors()
     def command(**given: Any) -> None:
-        # An option alone has come with a value that says nothing, since one that is not there has none.
+        # An option that stood alone comes with a value that says nothing, one that was not given with none.
         values = {name: [v for v in given[name] if v not in ("", None)] for name in repeated if given.get(name)}
         options = evaluation(**given | values)
         from ..evaluation.script import run
 
         run(options)
 
-    # The signature leads Typer, which calls with names; a default that is made anew is one of our own lists.
+    # What Typer reads of a function.
     parameters = [
         Parameter(f.name, Parameter.KEYWORD_ONLY, default=_default(f), annotation=annotations[f.name])
         for f in fields(evaluation)
