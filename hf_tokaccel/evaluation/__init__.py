@@ -1,7 +1,6 @@
 """Evaluation shared by the example scripts: data sets, metrics, the loop, timing, rivals, tables and pictures."""
 
-from importlib import import_module
-from typing import Any
+from ..lazy import lazy_names
 
 # Found when asked for, since the command line reads the options of the evaluations without the seconds of torch.
 _MODULES = {
@@ -35,12 +34,4 @@ _MODULES = {
 }
 __all__ = list(_MODULES)
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_MODULES[name], __name__), name)
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *_MODULES})
+__getattr__, __dir__ = lazy_names(__name__, _MODULES)
