@@ -2,10 +2,9 @@
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
+import fresh
 import pytest
 import torch
 import yaml
@@ -197,8 +196,7 @@ def test_from_original_keys_to_a_photograph(tmp_path, monkeypatch):
     images = torch.randn(2, 3, 32, 32)
     for path in (folder, saved):
         torch.save(images, path / "images.pt")
-    arguments = [sys.executable, "-c", FRESH_PROCESS, str(folder), str(saved)]
-    done = subprocess.run(arguments, capture_output=True, text=True, timeout=300, check=False)
+    done = fresh.run(["-c", FRESH_PROCESS, folder, saved])
     assert done.returncode == 0, done.stderr[-3000:]
     for path, same in ((folder, model), (saved, fast)):
         assert_near(torch.load(path / "logits.pt"), logits_of(same, images))

@@ -49,6 +49,7 @@ class TestDPTModel(DPTTester):
 
 class TestDPTForDepthEstimation(DPTTester):
     native, auto = DPTForDepthEstimation, AutoModelForDepthEstimation
+    strict_export = True
 
     def test_released_expansion_is_the_nearest_cluster(self, fast):
         assert fast.config.accel["expansion"] == "nearest"

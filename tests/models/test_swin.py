@@ -171,6 +171,7 @@ class TestSwinForMaskedImageModeling(SwinTester):
 
 class TestSwinBackbone(SwinTester):
     native, auto = SwinBackbone, TokAccelSwinBackbone
+    strict_export = True
 
     def config(self):
         return SwinConfig(**TINY, out_features=["stem", "stage1", "stage2", "stage3"])

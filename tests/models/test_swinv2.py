@@ -22,15 +22,11 @@ TINY = {**SWIN, "image_size": 72, "pretrained_window_sizes": [0, 0, 0]}
 
 class Swinv2Tester(StagedTester):
     legacy_key = new_key = "attention.self.query"  # never renamed
+    block_tolerance = 0.05  # the network of relative biases is left out: small where windows and channels are real
+    forms = {**StagedTester.forms, "similarity_on": ("tokens",)}
 
     def config(self):
         return Swinv2Config(**TINY)
-
-    @pytest.mark.parametrize("expansion", ["soft", "nearest", "delta"])
-    @pytest.mark.parametrize("similarity_on", ["tokens"])
-    @pytest.mark.parametrize("reconstruct_after", [None, 3])
-    def test_every_form_runs_and_acts(self, model, expansion, similarity_on, reconstruct_after):
-        super().test_every_form_runs_and_acts(model, expansion, similarity_on, reconstruct_after)
 
     @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
     def test_half_precision_is_finite(self, model, dtype):

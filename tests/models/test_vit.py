@@ -38,6 +38,7 @@ class ViTTester(FamilyTester):
 
 class TestViTModel(ViTTester):
     native, auto = ViTModel, AutoModel
+    strict_export = True
 
 
 class TestViTForImageClassification(ViTTester):
