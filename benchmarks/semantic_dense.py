@@ -25,6 +25,8 @@ import hf_tokaccel  # noqa: F401  registers the backbones
 from benchmarks.common import ROOT, save, stamp
 from hf_tokaccel.measure.flops import count_gflops
 from hf_tokaccel.measure.speed import time_interleaved
+from hf_tokaccel.results.files import write_json
+from hf_tokaccel.results.report import markdown_table
 from hf_tokaccel.training.segmentation import evaluate
 
 # The numbers below depend on these files only.
@@ -107,7 +109,7 @@ def table(result: dict) -> str:
     cost, batches = result["cost"], list(result["cost"]["model"]["speed"])
     head = ["backbone", "mIoU, mean", "of each seed", "GFLOPs backbone", "GFLOPs model"]
     head += [f"images/s {part}, batch {batch}" for part in ("backbone", "model") for batch in batches]
-    lines = [head, ["---", *["---:"] * (len(head) - 1)]]
+    lines = []
     for name, label in BACKBONES.items():
         found = [run["miou"] for run in result["runs"][name]]
         row = [label, f"{statistics.mean(found):.3f}", ", ".join(f"{value:.3f}" for value in found)]
@@ -120,7 +122,7 @@ def table(result: dict) -> str:
                 ratio = f" ({speed['ratio']:.2f}x)" if name != "swin" else ""
                 row.append(f"{speed['images_per_second']:.1f}{ratio}")
         lines.append(row)
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return markdown_table(head, lines)
 
 
 def main() -> None:
@@ -144,7 +146,7 @@ def main() -> None:
     result |= stamp(PATHS)
     print(table(result))
     path = Path(args.output) / "result.json"
-    path.write_text(json.dumps(result, indent=2) + "\n")
+    write_json(path, result)
     if args.output == parser.get_default("output"):
         path = save("semantic_dense", result)
     print(path)

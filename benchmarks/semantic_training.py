@@ -25,8 +25,11 @@ from accelerate.utils import set_seed
 from rich.console import Console
 
 from benchmarks.common import ROOT, interleaved, ratios, save, stamp
-from hf_tokaccel.evaluation import count_gflops, make_accelerator, time_interleaved
+from hf_tokaccel.evaluation import make_accelerator
 from hf_tokaccel.measure.environment import git_commit
+from hf_tokaccel.measure.flops import count_gflops
+from hf_tokaccel.measure.speed import time_interleaved
+from hf_tokaccel.results.report import markdown_table
 from hf_tokaccel.semantic import SemanticTokenConfig
 from hf_tokaccel.training.classification import (
     SIZES,
@@ -182,7 +185,7 @@ def markdown(rows: list[dict], batches: list[int]) -> str:
     """The table: accuracy as mean and standard deviation over seeds, differences of the same seeds."""
     head = ["data", "model", "accuracy, %", "difference, points (each seed)", "MFLOPs", "of base", "parameters, M"]
     head += [f"speed, batch {batch}" for batch in batches]
-    lines = [f"| {' | '.join(head)} |", "|---|---" + "|---:" * (len(head) - 2) + "|"]
+    lines = []
     for row in rows:
         base = next(other for other in rows if other["data"] == row["data"] and other["kind"] == BASE)
         spread = "" if row["deviation"] is None else f" ± {100 * row['deviation']:.1f}"
@@ -194,8 +197,8 @@ def markdown(rows: list[dict], batches: list[int]) -> str:
         cells += [f"{1000 * row['gflops']:.1f}", f"{100 * row['gflops'] / base['gflops']:.0f} %"]
         cells.append(f"{row['parameters'] / 1e6:.2f}")
         cells += [f"{row[f'batch {batch}']['speedup']:.2f}x" for batch in batches]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+        lines.append(cells)
+    return markdown_table(head, lines, names=2)
 
 
 def main(argv: list[str] | None = None) -> None:

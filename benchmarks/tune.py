@@ -29,6 +29,7 @@ from hf_tokaccel.evaluation.script import Loaded
 from hf_tokaccel.evaluation.scripts import build_parser, find_script
 from hf_tokaccel.measure.flops import gflops_of_shape
 from hf_tokaccel.measure.variant import Variant
+from hf_tokaccel.results.report import markdown_table
 from hf_tokaccel.rivals.build import Subject, lower_resolution
 from hf_tokaccel.rivals.settings import default_settings
 from hf_tokaccel.scenes import SceneDataset
@@ -46,8 +47,7 @@ def load(task: str, limit: int) -> Loaded:
 
 def training_images(loaded: Loaded, count: int, size: tuple[int, int]) -> torch.Tensor:
     """Pixel values (n, 3, h, w) of training scenes; their labels are not read."""
-    scenes = SceneDataset("train", count, size).__getitems__(range(count))
-    samples = [{"image": scene["image"].permute(1, 2, 0).numpy()} for scene in scenes]
+    samples = SceneDataset("train", count, size, channels_last=True).__getitems__(range(count))
     return torch.stack([loaded.task.encode(sample)["pixel_values"] for sample in samples])
 
 
@@ -179,13 +179,14 @@ def sentences(result: dict) -> list[str]:
 
 def markdown(result: dict) -> str:
     """The verdicts for the docs."""
-    lines = [HEADINGS, ["---"] * 3 + ["---:"] * 4 + ["---"], *verdict_rows(result)]
     about = (
         f"Tuned on {result['images']} unlabelled training scenes, measured on {result['scenes']} labelled test "
         f"scenes, seed {result['seed']}. In brackets the share of the dense GFLOPs. hand-picked: the best of "
         "its group within 1 % of the cheapest."
     )
-    return "\n".join([*(f"| {' | '.join(line)} |" for line in lines), "", *sentences(result), about])
+    return "\n".join(
+        [markdown_table(HEADINGS, verdict_rows(result), names=3, remarks=1), "", *sentences(result), about]
+    )
 
 
 def show(result: dict, console: Console) -> None:

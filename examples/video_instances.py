@@ -58,8 +58,8 @@ def build_parser() -> argparse.ArgumentParser:
 def pan(size: tuple[int, int], length: int, seed: int) -> list[np.ndarray]:
     """Frames, uint8 (H, W, 3): a window that moves to the right by half its width over a rendered scene."""
     height, width = size
-    item = SceneDataset("test", 1, (height, width + width // 2), seed, materials="typical")[0]
-    scene = item["image"].permute(1, 2, 0).numpy()
+    scenes = SceneDataset("test", 1, (height, width + width // 2), seed, materials="typical", channels_last=True)
+    scene = scenes[0]["image"]
     starts = np.linspace(0, width // 2, length).round().astype(int)
     return [scene[:, start : start + width].copy() for start in starts]
 

@@ -4,10 +4,10 @@ Importing this package imports neither torch nor Transformers. Every name below 
 a model family when its type or one of its classes is first asked for, here or of an Auto class.
 """
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from .discovery import offer_types as _offer_types
+from .lazy import lazy_names as _lazy_names
 from .version import __version__
 
 if TYPE_CHECKING:
@@ -22,21 +22,24 @@ if TYPE_CHECKING:
     from .tuning.recommended import recommended
     from .tuning.released import released
 
-_MODULES = {
-    "FAMILIES": "registry",
-    "SemanticTokenConfig": "settings.semantic",
-    "TokenClusteringConfig": "settings.clustering",
-    "accelerate": "auto",
-    "accelerate_config": "auto",
-    "for_speedup": "tuning.encoder",
-    "observe_clusters": "hosts.track",
-    "recommended": "tuning.recommended",
-    "released": "tuning.released",
-    "support_table": "registry",
-    "to_native": "hosts.convert",
-    "to_native_config": "hosts.convert",
-    "tune": "tuning.api",
-}
+__getattr__, __dir__ = _lazy_names(
+    __name__,
+    {
+        "FAMILIES": ".registry",
+        "SemanticTokenConfig": ".settings.semantic",
+        "TokenClusteringConfig": ".settings.clustering",
+        "accelerate": ".auto",
+        "accelerate_config": ".auto",
+        "for_speedup": ".tuning.encoder",
+        "observe_clusters": ".hosts.track",
+        "recommended": ".tuning.recommended",
+        "released": ".tuning.released",
+        "support_table": ".registry",
+        "to_native": ".hosts.convert",
+        "to_native_config": ".hosts.convert",
+        "tune": ".tuning.api",
+    },
+)
 
 __all__ = [
     "FAMILIES",
@@ -54,18 +57,5 @@ __all__ = [
     "to_native_config",
     "tune",
 ]
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f".{_MODULES[name]}", __name__), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
-
 
 _offer_types()

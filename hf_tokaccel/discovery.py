@@ -87,6 +87,10 @@ class FoundByName(MutableMapping[str, T]):
         import_families(self._every())
         return len(self._found)
 
+    def __reduce__(self) -> tuple:
+        # Transformers has its mappings pickled and copied: what arrives is a plain dict.
+        return dict, (dict(self),)
+
     def __repr__(self) -> str:
         return f"{type(self).__name__}({dict(self)!r})"
 

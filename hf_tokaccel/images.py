@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from .checks import first_line
+from .checks import as_pair, first_line
 
 
 class UnreadableError(ValueError):
@@ -73,7 +73,7 @@ def patch_size(config) -> int:
     """Side of a patch in pixels; DPT keeps it in its own config or in that of its backbone."""
     backbone = getattr(config, "backbone_config", None)
     size = getattr(backbone, "patch_size", None) or getattr(config, "patch_size", None) or 1
-    return int(max(size)) if isinstance(size, (list, tuple)) else int(size)
+    return max(as_pair(size))
 
 
 def input_step(config) -> int:
@@ -100,7 +100,7 @@ def default_size(config: Any, processor: Any, option: str = "--size") -> tuple[i
         return input_size(processor)
     for part in (config, *(getattr(config, name, None) for name in ("backbone_config", "vision_config"))):
         if isinstance(side := getattr(part, "image_size", None), (int, list, tuple)):
-            return (side, side) if isinstance(side, int) else tuple(side)
+            return as_pair(side)
     raise ValueError(f"a {config.model_type!r} model without image processor says no image size: give {option} 384")
 
 

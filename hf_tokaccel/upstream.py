@@ -1,17 +1,22 @@
 """Every private or undocumented name of Transformers that this package uses.
 
 A new version of Transformers may change these without notice, so this is the first place to look at then. What only
-one family uses, of the modeling module of its own host, stays with that family. Imported together with `AutoConfig`,
-so nothing may be imported here that this does not import anyway.
+one family uses, of the modeling module of its own host, stays with that family. `discovery` needs this module while
+Transformers is being imported, so all imports here are late.
 """
 
 from collections.abc import MutableMapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from transformers.models.auto.auto_factory import _BaseAutoModelClass
-from transformers.utils.output_capturing import CompileableContextVar, capture_outputs
+from .lazy import lazy_names
+
+if TYPE_CHECKING:
+    from transformers.utils.output_capturing import CompileableContextVar, capture_outputs
 
 __all__ = ["CompileableContextVar", "capture_outputs"]
+
+_CAPTURING = "transformers.utils.output_capturing"
+__getattr__, __dir__ = lazy_names(__name__, {"CompileableContextVar": _CAPTURING, "capture_outputs": _CAPTURING})
 
 
 def registered_types(config_mapping: Any) -> MutableMapping[str, type]:
@@ -26,6 +31,8 @@ def set_registered_types(config_mapping: Any, registered: MutableMapping[str, ty
 
 def is_auto_class(cls: Any) -> bool:
     """Whether something is one of the Auto classes of models."""
+    from transformers.models.auto.auto_factory import _BaseAutoModelClass
+
     return isinstance(cls, type) and issubclass(cls, _BaseAutoModelClass)
 
 

@@ -16,6 +16,7 @@ import hf_tokaccel as ta
 from hf_tokaccel.hosts.track import TrackedLayers
 from hf_tokaccel.measure.flops import flop_counter
 from hf_tokaccel.settings.clustering import TokenClusteringConfig
+from hf_tokaccel.tuning.encoder import describe_encoder
 
 # Small clusters with a small window keep centroids apart: exact ties would be broken differently by different graphs.
 ACCEL = {"cluster_after": 1, "cluster_grid": [4, 4], "window": 3, "neighbors": 4, "inverse_temperature": "auto"}
@@ -73,6 +74,7 @@ class FamilyTester:
         accel: the setting under test.
         forms: of its output, every combination of which is tested; in `secondary` classes every pair.
         speedup: that a recommended setting is asked for.
+        block_tolerance: between the FLOPs of a block in closed form and as torch counts them.
         tolerance: between different orders of float32 arithmetic, relative to the largest output.
         single_graph: whether the native model can be compiled and exported as one graph. Where it cannot, the tests
             show that, and that ours compiles in several.
@@ -104,6 +106,7 @@ class FamilyTester:
         "reconstruct_after": (None, 3),
     }
     speedup = 1.25
+    block_tolerance = 1e-6
     tolerance = 1e-5
     single_graph = True
     strict_export = False
@@ -443,13 +446,39 @@ class FamilyTester:
         images = self.images(size=self.other_size)
         assert [a.shape for a in self.run(fast, images)] == [b.shape for b in self.run(model, images)]
 
-    def test_spends_fewer_flops(self, model, fast):
-        def flops(module):
-            with flop_counter() as counter, torch.no_grad():
-                module(self.images())
-            return counter.get_total_flops()
+    @pytest.fixture(scope="class")
+    @classmethod
+    def flops(cls, model, fast):
+        """FLOPs of each module by its name, dense and on clusters."""
+        counters = [cls().count(module) for module in (model, fast)]
+        # Names begin with that of the class.
+        return [
+            {name.partition(".")[2]: sum(count.values()) for name, count in counter.get_flop_counts().items()}
+            for counter in counters
+        ]
 
-        assert flops(fast) < self.flop_ratio * flops(model)
+    def count(self, module):
+        with flop_counter() as counter, torch.no_grad():
+            module(self.images())
+        return counter
+
+    def test_spends_fewer_flops(self, flops):
+        dense, clustered = (counts[""] for counts in flops)
+        assert clustered < self.flop_ratio * dense
+
+    def test_blocks_are_described_as_they_run(self, fast, flops):
+        """From that description settings for a speed-up are found."""
+        images, accel = self.images(), fast.config.accel
+        encoder = describe_encoder(fast.config, tuple(images.shape[-2:]))
+        ((path, layers),) = ((name, part) for name, part in fast.named_modules() if isinstance(part, TrackedLayers))
+        until = accel["reconstruct_after"] or len(encoder.blocks)
+        # Hosts with stages track the blocks of one.
+        first = 0 if len(layers) == len(encoder.blocks) else encoder.span_of(accel["cluster_after"])[0]
+        for counts, start in zip(flops, (until, accel["cluster_after"]), strict=True):
+            for index, block in enumerate(encoder.blocks[first : first + len(layers)], first):
+                counted = counts[f"{path}.{index - first}"] / len(images)
+                grid = tuple(accel["cluster_grid"]) if start <= index < until else None
+                assert block.flops(grid) == pytest.approx(counted, rel=self.block_tolerance)
 
     @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
     def test_half_precision_is_finite(self, model, dtype):

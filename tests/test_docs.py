@@ -8,6 +8,7 @@ from urllib.parse import unquote
 
 import pytest
 import typer
+from test_imports import LINES
 
 from hf_tokaccel.cli import app
 
@@ -70,6 +71,17 @@ def test_every_page_is_listed():
     listed = {link.partition("#")[0] for link in _LINK.findall(prose(index))}
     missing = {page.name for page in PAGES if page.parent == index.parent} - listed - {index.name}
     assert not missing
+
+
+def test_the_map_names_every_room_and_no_other():
+    text = (ROOT / "docs" / "where_things_are.md").read_text(encoding="utf-8")
+    rooms = [
+        line.split("  ")[1] for line in re.search(r"^hf_tokaccel/\n(.*?)^tests/", text, re.S | re.M)[1].splitlines()
+    ]
+    named = [room for line in rooms for room in line.split()]
+    assert len(named) == len(set(named))
+    assert set(named) == set(LINES)
+    assert [LINES[room] for room in named] == sorted(LINES[room] for room in named), "the order is that of imports"
 
 
 def shown_options():

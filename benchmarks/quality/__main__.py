@@ -23,6 +23,7 @@ from rich.console import Console
 from benchmarks.common import RESULTS, ROOT
 from hf_tokaccel.evaluation.models import DTYPES
 from hf_tokaccel.evaluation.script import exit_status
+from hf_tokaccel.results.files import write_json
 
 from .measure import TASKS, run, task_of
 from .page import show, write_page, write_plots
@@ -81,7 +82,7 @@ def add_result(path: Path, name: str, part: dict) -> None:
     """Puts one model into the file of its machine, beside what is there."""
     path.parent.mkdir(parents=True, exist_ok=True)
     models = json.loads(path.read_text())["models"] if path.exists() else {}
-    path.write_text(json.dumps({"models": models | {name: part}}, indent=1, allow_nan=False) + "\n")
+    write_json(path, {"models": models | {name: part}})
 
 
 def work(args: argparse.Namespace) -> None:

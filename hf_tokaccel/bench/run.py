@@ -24,7 +24,7 @@ from ..rivals.build import BENCH, Rival, Subject, rivals_of
 from ..rivals.settings import CAREFUL_AND_BOLD, default_settings
 from ..settings.clustering import TokenClusteringConfig
 from .modes import Mode
-from .report import BenchResult, BenchRow
+from .result import BenchResult, BenchRow
 
 
 @dataclass

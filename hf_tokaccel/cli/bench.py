@@ -70,9 +70,9 @@ def bench(
     import torch
 
     from ..bench.modes import EVERY_MODE, parse_mode
-    from ..bench.report import to_markdown, to_table
     from ..bench.run import bench as measure
     from ..bench.subject import load_subject
+    from ..results.tables import to_markdown, to_table
     from ..tuning.text import parse_accels, resolve_accels
 
     if threads is not None:

@@ -130,8 +130,8 @@ def _pictures(paths: list[Path] | None, size: tuple[int, int], count: int, seed:
 
     if paths is None:
         # Those that the reference models were neither trained nor tested on.
-        scenes = SceneDataset("validation", count, size, seed=seed)
-        return [item["image"].permute(1, 2, 0).numpy() for item in scenes.__getitems__(range(count))]
+        scenes = SceneDataset("validation", count, size, seed=seed, channels_last=True)
+        return [item["image"] for item in scenes.__getitems__(range(count))]
     if len(paths) > count:
         drawn = torch.randperm(len(paths), generator=torch.Generator().manual_seed(seed))[:count]
         paths = [paths[index] for index in sorted(drawn.tolist())]

@@ -9,13 +9,24 @@ stays) with autocast off, every shape is static given the grids, and no image of
 from __future__ import annotations
 
 import contextlib
-import math
-from typing import NamedTuple
+import operator
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..checks import (
+    EXPANSIONS,
+    NORMALIZATIONS,
+    as_pair,
+    check_choice,
+    check_grid,
+    check_inverse_temperature,
+    check_iterations,
+    check_neighbors,
+    check_window,
+)
 from .tiling import Tiled, auto_scale, batch_index, choose_tiling, initial_labels
 
 # Up to here a plan holds a weight for every cluster: as fast as a search, and ties at the k-th weight are kept as
@@ -82,10 +93,9 @@ def cluster_tokens(
         ValueError: a shape or setting is not as described; the message names a value that works.
     """
     grid, cluster_grid = _check_grids(tokens, grid, cluster_grid)
-    _check_window(window)
-    _check_temperature(inverse_temperature)
-    if iterations < 0:
-        raise ValueError(f"iterations={iterations} must be 0 (average pooling) or more, for example 5.")
+    check_window("window", window)
+    check_inverse_temperature(inverse_temperature)
+    check_iterations(iterations)
     if keys is not None and (keys.dim() != 3 or keys.shape[:2] != tokens.shape[:2]):
         raise ValueError(
             f"keys of shape {tuple(keys.shape)} must be (B, N, K) with the B and N of tokens {tuple(tokens.shape)}, "
@@ -151,8 +161,11 @@ def plan_reconstruction(
     Raises:
         ValueError: a shape or setting is not as described; the message names a value that works.
     """
-    _check_plan(tokens, centroids, neighbors, normalization, expansion, keys, key_centroids)
-    _check_temperature(inverse_temperature)
+    _check_plan(tokens, centroids, keys, key_centroids)
+    check_neighbors(neighbors)
+    check_choice("normalization", normalization, NORMALIZATIONS, "l1")
+    check_choice("expansion", expansion, EXPANSIONS, "soft")
+    check_inverse_temperature(inverse_temperature)
     if window is not None:
         grid, cluster_grid = _check_window_grids(tokens, centroids, grid, cluster_grid, window)
     count = centroids.shape[1]
@@ -330,38 +343,27 @@ def _autocast_off(x: Tensor) -> contextlib.AbstractContextManager:
     return contextlib.nullcontext()
 
 
-def _check_grids(tokens: Tensor, grid: tuple[int, int], cluster_grid: tuple[int, int]) -> tuple[tuple, tuple]:
-    for name, value in (("grid", grid), ("cluster_grid", cluster_grid)):
-        if len(value) != 2 or min(value) < 1:
-            raise ValueError(f"{name}={value} must be two positive sides (height, width), for example (28, 28).")
+def _check_grids(tokens: Tensor, grid: Any, cluster_grid: Any) -> tuple[tuple[int, int], tuple[int, int]]:
+    grid, cluster_grid = _checked("grid", grid), _checked("cluster_grid", cluster_grid)
     if tokens.dim() != 3 or tokens.shape[1] != grid[0] * grid[1]:
         raise ValueError(
-            f"tokens of shape {tuple(tokens.shape)} must be (B, N, C) with N = {grid[0] * grid[1]} for "
-            f"grid={tuple(grid)}; remove class tokens first."
+            f"tokens of shape {tuple(tokens.shape)} must be (B, N, C) with N = {grid[0] * grid[1]} for grid={grid}; "
+            "remove class tokens first."
         )
-    return (int(grid[0]), int(grid[1])), (int(cluster_grid[0]), int(cluster_grid[1]))
+    return grid, cluster_grid
 
 
-def _check_window(window: int) -> None:
-    if window < 1 or window % 2 == 0:
-        raise ValueError(
-            f"window={window} must be a positive odd number of clusters, for example {max(1, window) // 2 * 2 + 1}."
-        )
+def _checked(name: str, grid: Any) -> tuple[int, int]:
+    try:
+        # Constants even where sides come from NumPy, or torch.compile made the image size symbolic.
+        sides = tuple(operator.index(side) for side in as_pair(grid))
+    except TypeError:
+        sides = grid
+    check_grid(name, sides)
+    return sides
 
 
-def _check_temperature(inverse_temperature: float | str) -> None:
-    if isinstance(inverse_temperature, str):
-        if inverse_temperature != "auto":
-            raise ValueError(
-                f'inverse_temperature="{inverse_temperature}" must be "auto" or a positive number, for example 0.02.'
-            )
-    elif not 0 < inverse_temperature < math.inf:
-        raise ValueError(
-            f'inverse_temperature={inverse_temperature} must be positive and finite, for example 0.02, or "auto".'
-        )
-
-
-def _check_plan(tokens, centroids, neighbors, normalization, expansion, keys, key_centroids) -> None:
+def _check_plan(tokens, centroids, keys, key_centroids) -> None:
     if (keys is None) != (key_centroids is None):
         given, missing = ("keys", "key_centroids") if key_centroids is None else ("key_centroids", "keys")
         raise ValueError(
@@ -383,16 +385,10 @@ def _check_plan(tokens, centroids, neighbors, normalization, expansion, keys, ke
             f"keys {tuple(keys.shape)} and key_centroids {tuple(key_centroids.shape)} must have as many rows as "
             f"tokens {tuple(tokens.shape)} and centroids {tuple(centroids.shape)}, for example those of one call."
         )
-    if neighbors < 1 and neighbors != -1:
-        raise ValueError(f"neighbors={neighbors} must be positive, or -1 for all clusters; for example 20.")
-    if normalization not in ("l2", "l1"):
-        raise ValueError(f'normalization={normalization!r} must be "l2" (as released) or "l1"; for example "l2".')
-    if expansion not in ("soft", "nearest", "delta"):
-        raise ValueError(f'expansion={expansion!r} must be "soft", "nearest" or "delta"; for example "soft".')
 
 
 def _check_window_grids(tokens, centroids, grid, cluster_grid, window) -> tuple[tuple, tuple]:
-    _check_window(window)
+    check_window("window", window)
     if grid is None or cluster_grid is None:
         raise ValueError(
             f"window={window} needs grid and cluster_grid, got grid={grid} and cluster_grid={cluster_grid}; "

@@ -8,6 +8,7 @@ import yaml
 from torch import Tensor
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
+from ..checks import as_pair, is_count
 from ..models.segmenter.configuration import SegmenterConfig
 from ..models.segmenter.modeling import SegmenterForSemanticSegmentation, segmenter_image_processor
 from .base import Conversion, ConversionError, fill_model, read_checkpoint, some
@@ -81,7 +82,7 @@ class _Fields:
 
     def integer(self, name: str) -> int:
         value = self.values.get(name)
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        if not is_count(value):
             self.refuse(name, "a number above 0")
         return value
 
@@ -92,11 +93,10 @@ class _Fields:
         return float(value)
 
     def sides(self, name: str) -> tuple[int, int]:
-        value = self.values.get(name)
-        value = (value, value) if isinstance(value, int) else value
-        if not isinstance(value, (list, tuple)) or len(value) != 2 or not all(type(v) is int and v > 0 for v in value):
+        value = as_pair(self.values.get(name))
+        if not isinstance(value, tuple) or len(value) != 2 or not all(map(is_count, value)):
             self.refuse(name, "one or two numbers above 0, for example [512, 512]")
-        return tuple(value)
+        return value
 
     def choice(self, name: str, allowed: Iterable[str]) -> str:
         value = self.values.get(name)

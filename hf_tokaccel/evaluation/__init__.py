@@ -1,6 +1,7 @@
 """Evaluation shared by the example scripts: data sets, metrics, the loop, timing, rivals, tables and pictures."""
 
 from ..images import UnreadableError
+from ..lazy import lazy_names
 from ..measure.environment import describe_environment
 from ..measure.flops import count_gflops
 from ..measure.metrics.depth import DEPTH_METRICS, DepthProtocol, align, crop_mask, depth_errors, metrics_from_sums
@@ -9,11 +10,8 @@ from ..measure.speed import Timing, time_interleaved
 from ..measure.variant import Variant
 from ..results.rows import Result, Row
 from ..results.tables import to_markdown, to_table
-from .depth.metric import DepthMetric
 from .loop import Scores, evaluate_variants
-from .panoptic.metric import PanopticMetric
 from .processes import make_accelerator
-from .segmentation.metric import SegmentationMetric
 from .task import Summary, Task
 from .windows import Windows
 
@@ -46,3 +44,13 @@ __all__ = [
     "to_markdown",
     "to_table",
 ]
+
+# They are metrics of the library `evaluate`, which only they need.
+__getattr__, __dir__ = lazy_names(
+    __name__,
+    {
+        "DepthMetric": ".depth.metric",
+        "PanopticMetric": ".panoptic.metric",
+        "SegmentationMetric": ".segmentation.metric",
+    },
+)

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
 from torch.utils.data import Dataset
 
 from ..images import reading
+from ..scenes import SceneDataset
 
 DEFAULT_SCENES = 200
 TABLES = "a folder that the datasets library reads, or a Hub name such as owner/name"
@@ -35,29 +35,12 @@ class MappedSamples(Dataset):
         return self.read(self.items[index])
 
 
-class SceneSamples(Dataset):
-    """Rendered scenes with channels last; a batch is rendered in one go.
-
-    Args:
-        scenes: A `SceneDataset`.
-        truth: Name of the true map among its columns and among ours, and its type.
-    """
-
-    def __init__(self, scenes: Dataset, truth: tuple[str, str, torch.dtype]):
-        self.scenes, self.truth = scenes, truth
-
-    def __len__(self) -> int:
-        return len(self.scenes)
-
-    def __getitem__(self, index: int) -> dict:
-        return self.__getitems__([index])[0]
-
-    def __getitems__(self, indices: list[int]) -> list[dict]:
-        column, key, dtype = self.truth
-        return [
-            {"image": item["image"].permute(1, 2, 0).contiguous().numpy(), key: item[column].to(dtype)}
-            for item in self.scenes.__getitems__(indices)
-        ]
+def open_scenes(
+    materials: str, split: str, limit: int | None, seed: int, size: tuple[int, int], **columns: Callable
+) -> SceneDataset:
+    """Rendered scenes with the images that processors take, and the truth of a task as columns."""
+    length = DEFAULT_SCENES if limit is None else limit
+    return SceneDataset(split, length, size, seed, materials, channels_last=True, columns=columns)
 
 
 def read_map(path: str | Path) -> np.ndarray:

@@ -10,7 +10,7 @@ from weakref import WeakValueDictionary
 
 from transformers import PreTrainedConfig
 
-from ..checks import require
+from ..checks import as_pair, require
 from ..registry import FAMILIES, accelerated_class, native_class, unsupported
 from ..settings.clustering import SIMILARITIES, TokenClusteringConfig
 from ..settings.methods import as_accel
@@ -113,7 +113,7 @@ class AcceleratedConfig(SettingConfig):
             return self
         host = attrgetter(self.accel_host_path)(self)
         kind, types = getattr(host, "model_type", None), self.accel_host_types
-        if kind not in (types or FAMILIES):
+        if kind not in types if types else kind not in FAMILIES:
             instead = f" instead of {' or '.join(map(repr, types))}" if types else ""
             raise unsupported(f"{native_class(type(self)).model_type!r} on a {kind!r} backbone{instead}")
         return host
@@ -143,7 +143,7 @@ class AcceleratedConfig(SettingConfig):
     @classmethod
     def accel_map(cls, host: PreTrainedConfig, image_size: Grid) -> Grid:
         """(H, W) patch tokens of images (height, width) in pixels."""
-        patch = (host.patch_size,) * 2 if isinstance(host.patch_size, int) else host.patch_size
+        patch = as_pair(host.patch_size)
         return image_size[0] // patch[0], image_size[1] // patch[1]
 
     @classmethod

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from ..checks import as_pair
 from ..registry import FAMILIES, accelerated_class, is_accelerated, native_class, unsupported
 from ..settings.clustering import TokenClusteringConfig
 from ..upstream import copy_attention
@@ -152,6 +153,5 @@ def _check_image_size(
         if not config.accel_fixed_image_size:
             return
         image_size = host.image_size
-    sides = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
     family = family_of(host)
-    setting.check_grid(family.accel_grid(host, sides), family.accel_unit)
+    setting.check_grid(family.accel_grid(host, as_pair(image_size)), family.accel_unit)

@@ -19,6 +19,7 @@ import torch
 from torch import nn
 from transformers.modeling_outputs import BaseModelOutput
 
+from ..checks import as_pair
 from ..hub.shim import ShimMixin
 from ..registry import accelerated_class, unsupported
 from ..settings.clustering import TokenClusteringConfig
@@ -81,8 +82,7 @@ class AcceleratedModel(ShimMixin):
             setattr(owner, name, TrackedLayers(layers, self.accel_norm, self.accel_ambient))
 
     def accel_patch_size(self) -> tuple[int, int]:
-        size = self.config.patch_size
-        return (size, size) if isinstance(size, int) else tuple(size)
+        return as_pair(self.config.patch_size)
 
     def accel_depth(self) -> int:
         """Blocks of this host."""

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
+from ..checks import as_pair
 from ..settings.clustering import TokenClusteringConfig
 from .blocks import Block, Encoder, Grid
 from .config import AcceleratedConfig
@@ -47,8 +48,7 @@ class StagedConfig(AcceleratedConfig):
     @classmethod
     def accel_encoder(cls, host: PreTrainedConfig, image_size: Grid) -> Encoder:
         """See `AcceleratedConfig`; a clustered span lies within one stage."""
-        patch = host.patch_size if isinstance(host.patch_size, (list, tuple)) else (host.patch_size,) * 2
-        rows, columns = (-(-side // step) for side, step in zip(image_size, patch, strict=True))
+        rows, columns = (-(-side // step) for side, step in zip(image_size, as_pair(host.patch_size), strict=True))
         blocks, spans = [], []
         for stage, (depth, window) in enumerate(zip(host.depths, cls.accel_stage_windows(host), strict=True)):
             width = host.embed_dim * 2**stage

@@ -14,6 +14,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from transformers import PreTrainedConfig
 
 from ..registry import auto_models_of, holds_setting
+from ..results.report import markdown_table
 
 if TYPE_CHECKING:
     from ..results.rows import Result, Row
@@ -271,26 +272,20 @@ def _eval_results(result: Result, row: Row, tag: str) -> list[EvalResult]:
 
 
 def _results(result: Result, rows: list[Row]) -> str:
-    from ..results.tables import to_markdown
-
     shown = [rows[0], *rows[1:]] if rows[1] is not rows[0] else rows[:1]
-    speed = [
-        "| model | input | batch, ms: median | 10 % | 90 % | images/s | speed |",
-        "| --- " * 2 + "| ---: " * 5 + "|",
-    ]
+    speed = []
     for row in shown:
-        milliseconds = " | ".join(f"{1000 * row.seconds[key]:.1f}" for key in ("median", "p10", "p90"))
-        height, width = row.input_size
-        speed.append(
-            f"| {row.name} | {height} x {width} | {milliseconds} | {row.images_per_second:.1f} | {row.speedup:.2f}x |"
-        )
+        milliseconds = [f"{1000 * row.seconds[key]:.1f}" for key in ("median", "p10", "p90")]
+        size = " x ".join(map(str, row.input_size))
+        speed.append([row.name, size, *milliseconds, f"{row.images_per_second:.1f}", f"{row.speedup:.2f}x"])
+    headings = ["model", "input", "batch, ms: median", "10 %", "90 %", "images/s", "speed"]
     protocol = ", ".join(f"{key} {value}" for key, value in result.protocol.items())
     environment = result.environment
     return "\n".join(
         [
-            to_markdown(replace(result, rows=shown)),
+            replace(result, rows=shown).sheet().to_markdown(),
             "Speed:\n",
-            *speed,
+            markdown_table(headings, speed, names=2),
             f"\nProtocol: {protocol}. Measured {environment.get('date', 'at an unknown time')[:10]} by "
             f"`{environment.get('command', 'an unknown command')}`.",
         ]

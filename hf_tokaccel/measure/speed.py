@@ -54,33 +54,41 @@ def seconds_interleaved(
     rounds: int = 10,
     warmup: int = 2,
     advance: Callable[[], None] = lambda: None,
+    clock: Callable[[], float] = time.perf_counter,
+    shortest: float = 0.0,
 ) -> list[list[float]]:
-    """Seconds of every round for each function, in turns, so that a machine that slows down slows all of them.
+    """Seconds of a call in every round for each function, in turns: a machine that slows down slows all of them.
 
     Args:
         functions: What is timed.
         device: Where the functions run; it is synchronised around each call.
         rounds: Timed rounds, each calling every function once.
         warmup: Rounds that are run before and not timed.
-        advance: Called after every call, for a progress bar.
+        advance: Called when a function has had its turn, for a progress bar.
+        clock: In seconds. `time.thread_time`, with one thread, leaves out the time that other processes took.
+        shortest: Seconds of a turn at least: a function that takes less in the last warm-up round is called several
+            times in a turn, and the mean counts.
     """
     if rounds < 1:
         raise ValueError(f"rounds={rounds} must be at least 1, for example 10")
     device = torch.device(device)
-    seconds = [[] for _ in functions]
+    seconds, repeats = [[] for _ in functions], [1] * len(functions)
     collects = gc.isenabled()
     gc.collect()
     gc.disable()  # A collection inside a call would be charged to whichever function triggers it.
     try:
         for i in range(warmup + rounds):
-            for times, function in zip(seconds, functions, strict=True):
+            for number, function in enumerate(functions):
                 _synchronize(device)
-                start = time.perf_counter()
-                function()
+                start = clock()
+                for _ in range(repeats[number]):
+                    function()
                 _synchronize(device)
-                elapsed = time.perf_counter() - start
+                elapsed = clock() - start
                 if i >= warmup:
-                    times.append(elapsed)
+                    seconds[number].append(elapsed / repeats[number])
+                elif i == warmup - 1 and shortest:
+                    repeats[number] = max(1, round(shortest / max(elapsed, 1e-9)))
                 advance()
     finally:
         if collects:

@@ -15,6 +15,7 @@ from transformers.models.dinov3_vit.modeling_dinov3_vit import (
     get_patches_center_coordinates,
 )
 
+from ..checks import as_pair
 from ..hosts.config import AcceleratedConfig
 from ..hosts.modeling import AcceleratedModel, enter, record
 from ..hosts.track import TokenTrack
@@ -50,8 +51,7 @@ def rotary(coordinates: Tensor, inv_freq: Tensor, dtype: torch.dtype) -> tuple[T
 
 def rotary_of_patches(module: nn.Module, pixel_values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """cos and sin (N, D) as this native rotary embedding has them, and the (N, 2) patch centres that they are of."""
-    patch, config = module.config.patch_size, module.config
-    patch = (patch, patch) if isinstance(patch, int) else patch
+    config, patch = module.config, as_pair(module.config.patch_size)
     height, width = (side // step for side, step in zip(pixel_values.shape[-2:], patch, strict=True))
     centres = get_patches_center_coordinates(height, width, dtype=torch.float32, device=pixel_values.device)
     if module.training:

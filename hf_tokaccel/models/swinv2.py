@@ -15,6 +15,7 @@ from transformers import (
 )
 from transformers.models.swinv2.modeling_swinv2 import Swinv2Layer, Swinv2SelfAttention, Swinv2Stage
 
+from ..checks import as_pair
 from ..hosts.modeling import AcceleratedModel
 from ..hosts.stages import (
     AcceleratedStage,
@@ -43,8 +44,7 @@ class TokAccelSwinv2Config(StagedConfig, Swinv2Config):
     @staticmethod
     def accel_stage_windows(host: PreTrainedConfig) -> list[int]:
         """The host shrinks a window that is larger than its stage's map at `image_size`."""
-        side = host.image_size if isinstance(host.image_size, int) else host.image_size[0]
-        patch = host.patch_size if isinstance(host.patch_size, int) else host.patch_size[0]
+        side, patch = as_pair(host.image_size)[0], as_pair(host.patch_size)[0]
         return [min(side // patch // 2**stage, host.window_size) for stage in range(len(host.depths))]
 
     @classmethod

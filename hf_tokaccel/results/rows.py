@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import math
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass, field
+
+from .report import Line, Report, Sheet, Where
 
 GFLOPS_NOTE = (
     "GFLOPs per image as torch.utils.flop_counter counts: a multiply and an add are 2 FLOPs; matrix products, "
@@ -15,6 +14,18 @@ GFLOPS_NOTE = (
 INTERVAL_NOTE = (
     "95 %: percentiles of a bootstrap over images; kept: share of the dense value, dense and row on the same images"
 )
+
+
+_COST_HEADINGS = ("images/s ↑", "speed", "GFLOPs ↓", "of dense")
+
+
+def row_style(kind: str) -> str | None:
+    """How a row stands out on a terminal: the dense one, and the clusters among their rivals."""
+    return "bold" if kind == "dense" else None if kind == "clusters" else "dim"
+
+
+def _three_digits(value: float) -> str:
+    return f"{value:.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
 
 
 @dataclass
@@ -58,14 +69,16 @@ class Row:
         size = tuple(values["input_size"])
         return cls(**{**values, "input_size": size, "metrics": metrics, "intervals": intervals})
 
-
-def _plain(value: Any) -> Any:
-    """What JSON can hold: null for numbers that are not finite, such as a share of nothing."""
-    if isinstance(value, dict):
-        return {key: _plain(inner) for key, inner in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(inner) for inner in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    def cells(self, columns: tuple[Column, ...]) -> list[str]:
+        """Name, quality and cost in words."""
+        quality = [cell for column in columns for cell in column.cells(self)]
+        cost = [
+            f"{self.images_per_second:.1f}",
+            f"{self.speedup:.2f}x",
+            _three_digits(self.gflops),
+            f"{100 * self.gflops_ratio:.0f} %",
+        ]
+        return [self.name, *quality, *cost]
 
 
 def _number(value: float | None) -> float:
@@ -73,7 +86,7 @@ def _number(value: float | None) -> float:
 
 
 @dataclass
-class Result:
+class Result(Report):
     """A whole comparison, enough to repeat it and to fill a model card.
 
     Attributes:
@@ -107,15 +120,33 @@ class Result:
         """What a table shows of the metrics, the most important first."""
         return COLUMNS[self.task]
 
+    def sheet(self) -> Sheet:
+        """One section per group of similar cost."""
+        where, options = Where.of(self.environment), self.options
+        about = [
+            f"{self.model} on {self.dataset}, {self.num_images} images",
+            f"{where.device}, {where.threads}, batch {options['batch_size']}, {options['dtype']}",
+            where.versions,
+            *filter(None, [where.commit]),
+        ]
+        headings = [heading for column in self.columns for heading in column.headings()]
+        return Sheet(
+            ["model", *headings, *_COST_HEADINGS],
+            [
+                Line(row.cells(self.columns), row_style(row.kind), after is None or after.group != row.group)
+                for row, after in zip(self.rows, [*self.rows[1:], None], strict=True)
+            ],
+            title=f"{self.model} on {self.dataset}: {self.num_images} images",
+            notes=self.footnotes,
+            about=about,
+        )
+
     @property
     def footnotes(self) -> list[str]:
         """Everything that a table must say, as sentences without a full stop."""
         skipped = f"{len(self.skipped)} images were skipped: {'; '.join(self.skipped)}"
         intervals = [INTERVAL_NOTE] if any(row.intervals for row in self.rows) else []
         return [GFLOPS_NOTE, *intervals, *self.notes, *([skipped] if self.skipped else [])]
-
-    def to_dict(self) -> dict:
-        return asdict(self)
 
     def row_to_show(self) -> int | None:
         """Index of the accelerated row for a picture: the best by the first metric in the middle group by cost."""
@@ -139,14 +170,6 @@ class Result:
     @classmethod
     def from_dict(cls, values: dict) -> Result:
         return cls(**{**values, "rows": [Row.from_dict(row) for row in values["rows"]]})
-
-    def save(self, path: str | Path) -> None:
-        text = json.dumps(_plain(self.to_dict()), indent=1, ensure_ascii=False, allow_nan=False)
-        Path(path).write_text(text + "\n", encoding="utf-8")
-
-    @classmethod
-    def load(cls, path: str | Path) -> Result:
-        return cls.from_dict(json.loads(Path(path).read_text(encoding="utf-8")))
 
 
 @dataclass(frozen=True)

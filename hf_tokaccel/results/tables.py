@@ -9,28 +9,8 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from .rows import CLASS_METRICS, Column, Result, Row
-
-_COST_HEADINGS = ("images/s ↑", "speed", "GFLOPs ↓", "of dense")
-
-
-def _three_digits(value: float) -> str:
-    return f"{value:.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
-
-
-def _cells(row: Row, columns: tuple[Column, ...]) -> list[str]:
-    quality = [cell for column in columns for cell in column.cells(row)]
-    cost = [
-        f"{row.images_per_second:.1f}",
-        f"{row.speedup:.2f}x",
-        _three_digits(row.gflops),
-        f"{100 * row.gflops_ratio:.0f} %",
-    ]
-    return [row.name, *quality, *cost]
-
-
-def _headings(result: Result) -> list[str]:
-    return [heading for column in result.columns for heading in column.headings()] + list(_COST_HEADINGS)
+from .report import Report, Sheet
+from .rows import CLASS_METRICS, Result
 
 
 class WholeTable(Table):
@@ -48,25 +28,34 @@ class WholeTable(Table):
         yield from super().__rich_console__(console, wide)
 
 
-def to_table(result: Result) -> Table:
-    """The result for a terminal, one section per group of similar cost."""
+def to_table(report: Report) -> Table:
+    """A result for a terminal."""
+    return draw(report.sheet())
+
+
+def draw(sheet: Sheet) -> Table:
+    """A table for a terminal."""
     # Paths may hold brackets, which rich would take for markup.
-    title = escape(f"{result.model} on {result.dataset}: {result.num_images} images")
     table = WholeTable(
-        title=title,
-        caption=escape(". ".join(result.footnotes)),
+        title=sheet.title and escape(sheet.title),
+        caption=escape(". ".join(sheet.notes)),
         box=SIMPLE_HEAD,
         title_justify="left",
         padding=(0, 1),
     )
-    table.add_column("model", overflow="fold")  # On a narrow terminal names wrap, and numbers stay whole.
-    for heading in _headings(result):
-        table.add_column(heading, justify="right", no_wrap=True)
-    for i, row in enumerate(result.rows):
-        last_of_group = i + 1 == len(result.rows) or result.rows[i + 1].group != row.group
-        style = "bold" if row.kind == "dense" else "dim" if row.kind != "clusters" else None
-        table.add_row(*_cells(row, result.columns), end_section=last_of_group, style=style)
+    for number, heading in enumerate(sheet.headings):
+        if number < sheet.names:
+            table.add_column(heading, overflow="fold")  # On a narrow terminal names wrap, and numbers stay whole.
+        else:
+            table.add_column(heading, justify="right", no_wrap=True)
+    for line in sheet.lines:
+        table.add_row(*map(escape, line.cells), end_section=line.ends_section, style=line.style)
     return table
+
+
+def to_markdown(report: Report) -> str:
+    """A result as a Markdown table with what it depends on, for a README or a model card."""
+    return report.sheet().to_markdown()
 
 
 def to_class_table(result: Result, limit: int = 20) -> Table:
@@ -92,20 +81,3 @@ def to_class_table(result: Result, limit: int = 20) -> Table:
         values = [row.classes[name] for row in shown]
         table.add_row(escape(name), *("" if value is None else f"{value:.4f}" for value in values))
     return table
-
-
-def to_markdown(result: Result) -> str:
-    """The result as a Markdown table with what it depends on, for a README or a model card."""
-    headings = ["model", *_headings(result)]
-    lines = [headings, ["---", *["---:"] * (len(headings) - 1)], *(_cells(row, result.columns) for row in result.rows)]
-    machine, versions = result.environment["machine"], result.environment["versions"]
-    device = machine["processor"] if machine["device"] == "cpu" else machine["device"]
-    git = result.environment.get("git")
-    footer = [
-        f"{result.model} on {result.dataset}, {result.num_images} images",
-        f"{device}, threads {machine['threads']}, batch {result.options['batch_size']}, {result.options['dtype']}",
-        f"torch {versions.get('torch')}, transformers {versions.get('transformers')}",
-        *([f"commit {git['commit'][:10]}{' with changes' if git['dirty'] else ''}"] if git else []),
-        *result.footnotes,
-    ]
-    return "\n".join(["| " + " | ".join(line) + " |" for line in lines] + ["", ". ".join(footer) + "."]) + "\n"

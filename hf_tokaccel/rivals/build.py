@@ -20,7 +20,7 @@ from ..images import input_step
 from ..measure.flops import count_gflops, gflops_of_shape
 from ..measure.variant import Variant
 from ..settings.clustering import TokenClusteringConfig
-from ..settings.naming import _PLAIN, group_name, setting_name
+from ..settings.naming import group_name, setting_name
 from .merging import merge_in_layers
 
 POOLING = "grid pooling"
@@ -84,23 +84,24 @@ class Subject:
     model: PreTrainedModel
     size: tuple[int, int]
     images: Tensor | None = field(default=None, repr=False)
-    _known: dict = field(default_factory=dict, init=False, repr=False, compare=False)
+    _costs: dict[Variant, float] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _rows: dict[TokenClusteringConfig, Rival] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def gflops(self, rival: Rival) -> float:
         """Billion FLOPs of an image, each row counted once."""
         variant = rival.variant
-        if variant not in self._known:
+        if variant not in self._costs:
             if self.images is None:
-                self._known[variant] = gflops_of_shape(variant.model, variant.size(*self.size))
+                self._costs[variant] = gflops_of_shape(variant.model, variant.size(*self.size))
             else:
-                self._known[variant] = count_gflops(variant, self.images)
-        return self._known[variant]
+                self._costs[variant] = count_gflops(variant, self.images)
+        return self._costs[variant]
 
     def clustered(self, setting: TokenClusteringConfig) -> Rival:
         """The row of a setting, built once."""
-        if setting not in self._known:
-            self._known[setting] = clusters(self, setting)
-        return self._known[setting]
+        if setting not in self._rows:
+            self._rows[setting] = clusters(self, setting)
+        return self._rows[setting]
 
 
 def dense(subject: Subject) -> Rival:
@@ -121,7 +122,9 @@ def clusters(subject: Subject, setting: TokenClusteringConfig, kind: str = "clus
     accel = stored_accel(model.config)
     resolved = TokenClusteringConfig.from_dict(accel)
     # Pooling is what the name of its kind says already.
-    label = setting_name(replace(resolved, iterations=_PLAIN.iterations) if kind == POOLING else resolved)
+    label = setting_name(
+        replace(resolved, iterations=TokenClusteringConfig.iterations) if kind == POOLING else resolved
+    )
     return Rival(f"{kind} {label}", kind, model, lambda base: accelerate(base, accel), accel=accel)
 
 

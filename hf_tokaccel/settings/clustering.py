@@ -1,21 +1,29 @@
-"""Acceleration settings: frozen, flat, validated dataclasses, stored as the plain dict `accel` in config.json."""
+"""Settings of token clustering and reconstruction."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, replace
 from itertools import accumulate
-from typing import Any
 
-from ..checks import as_grid, is_int, require
-from ..version import __version__
+from ..checks import (
+    EXPANSIONS,
+    NORMALIZATIONS,
+    check_choice,
+    check_inverse_temperature,
+    check_iterations,
+    check_neighbors,
+    check_window,
+    is_count,
+    is_int,
+    require,
+)
+from .base import Setting
 
-EXPANSIONS = ("soft", "nearest", "delta")
-NORMALIZATIONS = ("l2", "l1")
 SIMILARITIES = ("tokens", "normalized")
 MASK_SHIFTS = ("corrected", "released")
 
 
 @dataclass(frozen=True, kw_only=True)
-class TokenClusteringConfig:
+class TokenClusteringConfig(Setting):
     """Token clustering and reconstruction (Expedit, NeurIPS 2022): sections 3.1 and 3.2 of the paper.
 
     After `cluster_after` blocks the H x W patch tokens become h x w clusters, the next blocks run on those, and full
@@ -72,11 +80,13 @@ class TokenClusteringConfig:
     mask_shift: str | None = None
     shared_frames: int = 1
     method: str = "token_clustering"
-    version: str = __version__
+
+    grid_name = "cluster_grid"
+    grid_example = (16, 16)
+    example = {"cluster_after": 6, "cluster_grid": [16, 16]}
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "cluster_grid", as_grid(self.cluster_grid))
-        require(self.method == "token_clustering", "method", self.method, "'token_clustering'", "token_clustering")
+        super().__post_init__()
         self._check_schedule()
         self._check_clustering()
         self._check_reconstruction()
@@ -90,28 +100,19 @@ class TokenClusteringConfig:
         require(until is None or (is_int(until) and until > after), "reconstruct_after", until, allowed, after + 1)
 
     def _check_clustering(self) -> None:
-        grid = self.cluster_grid
-        valid = isinstance(grid, tuple) and len(grid) == 2 and all(is_int(side) and side > 0 for side in grid)
-        require(valid, "cluster_grid", grid, "two positive numbers (h, w), or one for a square", (16, 16))
-        require(is_int(self.iterations) and self.iterations >= 0, "iterations", self.iterations, "0 or more", 5)
-        scale = self.inverse_temperature
-        positive = isinstance(scale, (int, float)) and not isinstance(scale, bool) and scale > 0
-        require(scale == "auto" or positive, "inverse_temperature", scale, "'auto' or a number above 0", "auto")
-        self._check_window("window", self.window)
+        check_iterations(self.iterations)
+        check_inverse_temperature(self.inverse_temperature)
+        check_window("window", self.window)
         frames = self.shared_frames
-        require(is_int(frames) and frames > 0, "shared_frames", frames, "a number of frames, 1 or more", 4)
-        choices = f"one of {', '.join(SIMILARITIES)}"
-        require(self.similarity_on in SIMILARITIES, "similarity_on", self.similarity_on, choices, "tokens")
+        require(is_count(frames), "shared_frames", frames, "a number of frames, 1 or more", 4)
+        check_choice("similarity_on", self.similarity_on, SIMILARITIES, "tokens")
 
     def _check_reconstruction(self) -> None:
-        count = self.neighbors
-        require(is_int(count) and (count == -1 or count > 0), "neighbors", count, "-1 (all) or 1 or more", 20)
+        check_neighbors(self.neighbors)
         if self.neighbor_window is not None:
-            self._check_window("neighbor_window", self.neighbor_window)
-        choices = f"None or one of {', '.join(EXPANSIONS)}"
-        require(self.expansion in (None, *EXPANSIONS), "expansion", self.expansion, choices, "soft")
-        choices = f"None or one of {', '.join(NORMALIZATIONS)}"
-        require(self.normalization in (None, *NORMALIZATIONS), "normalization", self.normalization, choices, "l1")
+            check_window("neighbor_window", self.neighbor_window)
+        check_choice("expansion", self.expansion, EXPANSIONS, "soft", optional=True)
+        check_choice("normalization", self.normalization, NORMALIZATIONS, "l1", optional=True)
         # A change scaled by the L2 norm's factor (up to sqrt(neighbors)) would be added to an unscaled token.
         contradiction = self.expansion == "delta" and self.normalization == "l2"
         require(not contradiction, "normalization", "l2", "'l1' when expansion='delta'", "l1")
@@ -122,39 +123,7 @@ class TokenClusteringConfig:
         allowed = "None or False with reconstruct_after, which gives the decoder all tokens"
         contradiction = choice and self.reconstruct_after is not None
         require(not contradiction, "decode_clusters", choice, allowed, False)
-        choices = f"None or one of {', '.join(MASK_SHIFTS)}"
-        require(self.mask_shift in (None, *MASK_SHIFTS), "mask_shift", self.mask_shift, choices, "corrected")
-
-    @staticmethod
-    def _check_window(name: str, side: Any) -> None:
-        example = side + 1 if is_int(side) and side > 0 else 5
-        require(is_int(side) and side > 0 and side % 2 == 1, name, side, "an odd number, 1 or more", example)
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> "TokenClusteringConfig":
-        """Reads `accel` as it stands in config.json.
-
-        Raises:
-            ValueError: on unknown or missing keys, and on any value that the class refuses.
-        """
-        known = [field.name for field in fields(cls)]
-        unknown = sorted(set(values) - set(known))
-        if unknown:
-            written_by = values.get("version", "unknown")
-            raise ValueError(
-                f"unknown keys {unknown} in accel (written by hf_tokaccel {written_by}, this is {__version__}). "
-                f"Allowed: {', '.join(known)}; for example {{'cluster_after': 6, 'cluster_grid': [16, 16]}}."
-            )
-        missing = [name for name in ("cluster_after", "cluster_grid") if name not in values]
-        if missing:
-            raise ValueError(
-                f"accel={values!r} lacks {missing}: give for example cluster_after=6, cluster_grid=(16, 16)."
-            )
-        return cls(**values)
-
-    def to_dict(self) -> dict[str, Any]:
-        """The plain dict that goes into config.json; None is kept, so that a reader sees every setting."""
-        return asdict(self) | {"cluster_grid": list(self.cluster_grid)}
+        check_choice("mask_shift", self.mask_shift, MASK_SHIFTS, "corrected", optional=True)
 
     @property
     def usually_decodes_clusters(self) -> bool:

@@ -4,11 +4,7 @@ from __future__ import annotations
 
 from dataclasses import fields
 
-from .clustering import TokenClusteringConfig
-
-_PLAIN = TokenClusteringConfig(cluster_after=0, cluster_grid=(1, 1))
-# What an open field resolves to is not news in a name.
-_RESOLVED = {"mask_shift": "corrected"}
+from .clustering import MASK_SHIFTS, TokenClusteringConfig
 
 
 def group_name(setting: TokenClusteringConfig) -> str:
@@ -24,6 +20,7 @@ def setting_name(setting: TokenClusteringConfig) -> str:
         said.add("decode_clusters")  # It is what follows from the rest of the setting.
     names = [f.name for f in fields(setting) if f.name not in said]
     values = {name: getattr(setting, name) for name in names}
-    plain = {name: (getattr(_PLAIN, name), _RESOLVED.get(name)) for name in names}
+    plain = {name: (getattr(TokenClusteringConfig, name),) for name in names}
+    plain["mask_shift"] += (MASK_SHIFTS[0],)  # What an open field resolves to is not news in a name.
     changed = [f"{name}={value}" for name, value in values.items() if value not in plain[name]]
     return ", ".join([group_name(setting), setting.expansion, *changed])

@@ -1,10 +1,10 @@
-"""Settings of semantic tokens, stored like those of clustering as the plain dict `accel` in config.json."""
+"""Settings of semantic tokens."""
 
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
-from ..checks import as_grid, is_count, require
-from ..version import __version__
+from ..checks import check_choice, is_count, is_number, require
+from .base import Setting
 
 POOLINGS = ("weighted", "max")
 STEMS = ("patch", "conv")
@@ -14,7 +14,7 @@ PAD_MASKS = ("corrected", "released")
 
 
 @dataclass(frozen=True, kw_only=True)
-class SemanticTokenConfig:
+class SemanticTokenConfig(Setting):
     """Semantic tokens (STViT and STViT-R, CVPR 2023): trained layers run on a few learned cluster centres.
 
     Layers of three kinds follow each other: base layers on all image tokens, generation layers that make the semantic
@@ -77,32 +77,25 @@ class SemanticTokenConfig:
     relative_position_bias: bool = False
     conv_position: bool = False
     method: str = "semantic_tokens"
-    version: str = __version__
+
+    grid_name = "token_grid"
+    grid_example = (4, 4)
+    example = {"method": "semantic_tokens", "token_grid": [4, 4]}
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "token_grid", as_grid(self.token_grid))
-        require(self.method == "semantic_tokens", "method", self.method, "'semantic_tokens'", "semantic_tokens")
-        self._check_tokens()
+        super().__post_init__()
         self._check_layers()
         self._check_choices()
         self._check_recovery()
 
-    def _check_tokens(self) -> None:
-        grid = self.token_grid
-        valid = grid is None or (isinstance(grid, tuple) and len(grid) == 2 and all(is_count(side) for side in grid))
-        require(valid, "token_grid", grid, "None, two positive numbers (h, w), or one for a square", (4, 4))
-        side = self.key_window
-        require(side is None or is_count(side), "key_window", side, "None or a number of tokens, 1 or more", 10)
-
     def _check_layers(self) -> None:
-        base = self.base_layers
-        require(base is None or is_count(base), "base_layers", base, "None or a number of layers, 1 or more", 4)
         require(is_count(self.generation_layers), "generation_layers", self.generation_layers, "1 or more", 2)
-        inner = self.semantic_layers
-        allowed = "None or a number of layers, 1 or more"
-        require(inner is None or is_count(inner), "semantic_layers", inner, allowed, 2)
+        counts = {"base_layers": ("layers", 4), "semantic_layers": ("layers", 2), "key_window": ("tokens", 10)}
+        for name, (unit, example) in counts.items():
+            value = getattr(self, name)
+            require(value is None or is_count(value), name, value, f"None or a number of {unit}, 1 or more", example)
         scale = self.layer_scale_init_value
-        valid = scale is None or (isinstance(scale, (int, float)) and not isinstance(scale, bool) and scale >= 0)
+        valid = scale is None or (is_number(scale) and scale >= 0)
         require(valid, "layer_scale_init_value", scale, "None or a number, 0 for no LayerScale", 1e-5)
 
     def _check_choices(self) -> None:
@@ -114,9 +107,8 @@ class SemanticTokenConfig:
         allowed = "False with generation_layers=1, since centres join in the second one (generation_layers=2 has it)"
         require(not value or self.generation_layers > 1, "global_centers", value, allowed, False)
         choices = {"pooling": POOLINGS, "stem": STEMS, "merging": MERGINGS}
-        for name, allowed in (choices | {"formulation": FORMULATIONS, "pad_mask": PAD_MASKS}).items():
-            value = getattr(self, name)
-            require(value in (None, *allowed), name, value, f"None or one of {', '.join(allowed)}", allowed[0])
+        for name, names in (choices | {"formulation": FORMULATIONS, "pad_mask": PAD_MASKS}).items():
+            check_choice(name, getattr(self, name), names, names[0], optional=True)
 
     def _check_recovery(self) -> None:
         """What has no meaning with or without recovery is refused, not ignored."""
@@ -127,28 +119,6 @@ class SemanticTokenConfig:
         if self.formulation == "classification":
             value, allowed = self.pad_mask, "None with formulation='classification', which pads nothing"
             require(value is None, "pad_mask", value, allowed, None)
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> "SemanticTokenConfig":
-        """Reads `accel` as it stands in config.json.
-
-        Raises:
-            ValueError: on unknown keys, and on any value that the class refuses.
-        """
-        known = [field.name for field in fields(cls)]
-        unknown = sorted(set(values) - set(known))
-        if unknown:
-            written_by = values.get("version", "unknown")
-            raise ValueError(
-                f"unknown keys {unknown} in accel (written by hf_tokaccel {written_by}, this is {__version__}). "
-                f"Allowed: {', '.join(known)}; for example {{'method': 'semantic_tokens', 'token_grid': [4, 4]}}."
-            )
-        return cls(**values)
-
-    def to_dict(self) -> dict[str, Any]:
-        """The plain dict that goes into config.json; None is kept, so that a reader sees every setting."""
-        grid = self.token_grid
-        return asdict(self) | {"token_grid": None if grid is None else list(grid)}
 
     def fill(self, **defaults: Any) -> "SemanticTokenConfig":
         """A copy where each of these fields that is None has its default."""

@@ -61,7 +61,7 @@ def evaluate(model: nn.Module, split: str, seed: int, count: int, size: int, pro
         batch = render_scenes(numbers, (size, size), split, seed, device, MATERIALS)
         pixels = batch.image * 2 - 1
         if processor is not None:
-            images = [(i * 255).round().to(torch.uint8).cpu() for i in batch.image]
+            images = list(batch.pixels.cpu())
             pixels = processor(images, return_tensors="pt")["pixel_values"].to(device)
         logits = F.interpolate(model(pixel_values=pixels).logits.float(), (size, size), mode="bilinear")
         sums += sum(image_sums(*pair, classes) for pair in zip(logits.argmax(dim=1), batch.labels, strict=True))

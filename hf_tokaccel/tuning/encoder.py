@@ -8,6 +8,7 @@ from typing import Any
 from transformers import PreTrainedConfig
 
 from ..auto import accelerate_config
+from ..checks import as_pair
 from ..hosts.blocks import Encoder, Grid
 from ..hosts.config import AcceleratedConfig, family_of
 from ..settings.clustering import TokenClusteringConfig
@@ -23,9 +24,8 @@ def describe_encoder(config: PreTrainedConfig, image_size: int | Grid) -> Encode
     Raises:
         ValueError: when the model type is not supported.
     """
-    size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
     host = find_head(config).accel_host()
-    return family_of(host).accel_encoder(host, size)
+    return family_of(host).accel_encoder(host, as_pair(image_size))
 
 
 def find_head(config: PreTrainedConfig) -> AcceleratedConfig:

@@ -8,6 +8,7 @@ from difflib import get_close_matches
 from typing import Any
 
 from ..hosts.blocks import Grid
+from ..results.report import markdown_table
 from ..settings.clustering import TokenClusteringConfig
 
 
@@ -141,8 +142,7 @@ def check_fields(overrides: dict[str, Any]) -> dict[str, Any]:
 def released_table(match: str = "") -> str:
     """The presets whose line holds a text, as a Markdown table; docs/settings.md shows all as printed here."""
     headings, *lines = table_cells(match)
-    cells = [headings, ("---",) * len(headings), *((f"`{name}`", *rest) for name, *rest in lines)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in cells)
+    return markdown_table(headings, [(f"`{name}`", *rest) for name, *rest in lines], names=len(headings))
 
 
 def table_cells(match: str = "") -> list[tuple[str, ...]]:

@@ -3,13 +3,12 @@
 import json
 import sys
 import types
-from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file
 from skimage import data
+from stvit_goldens import classifier_images, detector_images, golden
 from transformers import AutoImageProcessor, AutoModelForImageClassification, pipeline
 from typer.testing import CliRunner
 
@@ -17,13 +16,8 @@ from hf_tokaccel.cli import app
 from hf_tokaccel.convert.base import ConversionError, read_checkpoint
 from hf_tokaccel.models.stvit_swin import TokAccelSTViTSwinBackbone, TokAccelSTViTSwinForImageClassification
 
-GOLDENS = Path(__file__).parents[1] / "goldens"
 TOLERANCE = 2e-5
 BLOCK = "layers.2.blocks.1"
-
-
-def golden(name):
-    return load_file(GOLDENS / f"{name}.safetensors")
 
 
 def state_of(values):
@@ -77,7 +71,7 @@ def test_classifier(tmp_path, flags, options):
     assert {name: accel[name] for name in expected} == expected
     values = golden(f"stvit_r_swin_cls_d6_{flags}")
     with torch.no_grad():
-        logits = model.eval()(golden("stvit_input_224")["pixel_values"]).logits
+        logits = model.eval()(classifier_images()).logits
     assert (logits - values["out.logits"]).abs().max() <= TOLERANCE
     assert model.swin.embeddings.patch_embeddings.projection[1].num_batches_tracked == 7
 
@@ -122,7 +116,7 @@ def test_detector(tmp_path):
     model = TokAccelSTViTSwinBackbone.from_pretrained(folder).eval()
     assert model.out_features == ["stage1", "stage2", "stage3", "stage4"]
     assert model.config.accel["pad_mask"] == "released"
-    values, inputs = golden("stvit_r_det_backbone_d6"), golden("stvit_r_det_inputs")
+    values, inputs = golden("stvit_r_det_backbone_d6"), detector_images()
     with torch.no_grad():
         maps = model(inputs["img_h160_w200"]).feature_maps
     for level, states in enumerate(maps):

@@ -18,17 +18,21 @@ from transformers import (
     AutoModelForObjectDetection,
     BertConfig,
     BertModel,
+    ConvNextConfig,
+    DepthAnythingConfig,
     DetrConfig,
     DetrForObjectDetection,
     DPTConfig,
     DPTForDepthEstimation,
     DPTForSemanticSegmentation,
     DPTImageProcessor,
-    ResNetConfig,
+    PromptDepthAnythingConfig,
     UperNetConfig,
     ViTForImageClassification,
     ViTImageProcessor,
+    VitMatteConfig,
     ViTModel,
+    ZoeDepthConfig,
     pipeline,
 )
 from transformers.utils.generic import find_labels
@@ -88,10 +92,26 @@ def test_unsupported_families_are_refused_and_the_supported_ones_listed(make):
         call(make(config), ACCEL)
 
 
-def test_a_head_on_an_unsupported_backbone_is_refused():
-    config = UperNetConfig(backbone_config=ResNetConfig(out_features=["stage1", "stage2", "stage3", "stage4"]))
-    with pytest.raises(ValueError, match="'resnet' backbone cannot be accelerated"):
+@pytest.mark.parametrize(
+    "make", [DepthAnythingConfig, DPTConfig, PromptDepthAnythingConfig, UperNetConfig, VitMatteConfig, ZoeDepthConfig]
+)
+def test_a_head_on_an_unsupported_backbone_is_refused(make):
+    config = make(backbone_config=ConvNextConfig(out_features=["stage1", "stage2", "stage3", "stage4"]))
+    with pytest.raises(ValueError, match=f"'{make.model_type}' on a 'convnext' backbone cannot be accelerated"):
         ta.accelerate_config(config, ACCEL)
+
+
+def test_every_family_on_another_host_refuses_what_is_none():
+    families = {name: family.config for name, family in ta.FAMILIES.items() if family.config.accel_host_path}
+    assert len(families) > 20
+    for name, cls in families.items():
+        config = cls()
+        config.__dict__["backbone_config"] = ConvNextConfig()
+        owner, _, last = config.accel_host_path.rpartition(".")
+        # Past the checks of types, which some hosts have and others have not.
+        (getattr(config, owner) if owner else config).__dict__[last] = ConvNextConfig()
+        with pytest.raises(ValueError, match=f"'{name}' on a 'convnext' backbone .*cannot be accelerated"):
+            config.accel_host()
 
 
 @pytest.mark.parametrize("accel", ["fast", 3, [1, 2]])

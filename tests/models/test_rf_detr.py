@@ -82,14 +82,11 @@ class DetectionTester(BatchWindowTester):
             output = model(images)
         return [output[name] for name in names if name in output]
 
-    def test_spends_fewer_flops(self, model, fast):
-        def flops(module):
-            # With gradients: without, the counter fails on the views that a detector takes of its queries.
-            with flop_counter() as counter:
-                module(self.images())
-            return counter.get_total_flops()
-
-        assert flops(fast) < self.flop_ratio * flops(model)
+    def count(self, module):
+        # With gradients: without, the counter fails on the views that a detector takes of its queries.
+        with flop_counter() as counter:
+            module(self.images())
+        return counter
 
 
 class TestRfDetrDinov2Backbone(BatchWindowTester):

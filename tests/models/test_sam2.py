@@ -77,6 +77,7 @@ class HieraTester(FamilyTester):
     accel = ACCEL
     forms = {**FamilyTester.forms, "reconstruct_after": (None, 4)}
     flop_ratio = 0.97
+    block_tolerance = 0.02  # its attention computes products of heads that nothing reads
 
     def build(self):
         return awaken(super().build())
@@ -101,10 +102,9 @@ class HieraTester(FamilyTester):
         kept = flatten(tuple(value for key, value in output.items() if key != self.states(output)))
         self.assert_close(kept, self.run(fast, self.images()))
 
-    def test_spends_fewer_flops(self, model, fast):
+    def count(self, module):
         # The counter cannot follow modules that return expanded parameters, as the native prompt encoder does.
-        frozen = [copy.deepcopy(m).requires_grad_(False) for m in (model, fast)]
-        super().test_spends_fewer_flops(*frozen)
+        return super().count(copy.deepcopy(module).requires_grad_(False))
 
     def test_attentions_inside_the_span_are_those_of_the_clusters(self, fast):
         fast = ta.accelerate(fast, ACCEL)
@@ -243,7 +243,7 @@ def test_mask_generation_pipeline(sam, fast, processor, photo, tmp_path):
 
 def test_other_backbones_are_refused():
     config = Sam2VisionConfig(backbone_config={"model_type": "vit"})
-    with pytest.raises(ValueError, match=r"backbone 'vit' .*cannot be accelerated"):
+    with pytest.raises(ValueError, match=r"on a 'vit' backbone instead of .* cannot be accelerated"):
         ta.accelerate_config(config, ACCEL)
 
 

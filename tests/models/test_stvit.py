@@ -1,12 +1,11 @@
 import copy
 import json
-from pathlib import Path
 
 import pytest
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file
 from semantic import SemanticTester, quietly
+from stvit_goldens import GOLDENS, classifier_images, golden
 from transformers import (
     AutoModel,
     AutoModelForImageClassification,
@@ -25,7 +24,6 @@ from hf_tokaccel.semantic import initialize
 from hf_tokaccel.semantic.layers import SemanticLayer
 from hf_tokaccel.semantic.pooling import CenterOffset, WeightedPooling, max_pooling
 
-GOLDENS = Path(__file__).parents[1] / "goldens"
 TOLERANCE = 2e-5
 TINY = {
     "image_size": 32,
@@ -172,9 +170,8 @@ def assert_near(actual, expected):
 
 
 def test_the_reconstructed_deit_agrees_layer_by_layer():
-    path = GOLDENS / "stvit_deit_recon_d12.safetensors"
-    golden, images = load_file(path), load_file(GOLDENS / "stvit_input_224.safetensors")["pixel_values"]
-    with safe_open(path, "pt") as file:
+    values, images = golden("stvit_deit_recon_d12"), classifier_images()
+    with safe_open(GOLDENS / "stvit_deit_recon_d12.safetensors", "pt") as file:
         settings = json.loads(file.metadata()["config"])
     config = TokAccelSTViTConfig(
         hidden_size=settings["C"],
@@ -186,7 +183,7 @@ def test_the_reconstructed_deit_agrees_layer_by_layer():
         accel=ta.SemanticTokenConfig(base_layers=settings["base"], generation_layers=settings["stgm"]),
     )
     model = TokAccelSTViTForImageClassification(config).eval()
-    model.load_state_dict(golden_state(golden))
+    model.load_state_dict(golden_state(values))
     with torch.no_grad():
         output = model(images, output_hidden_states=True)
         pooled = model.vit(images).pooler_output
@@ -194,29 +191,29 @@ def test_the_reconstructed_deit_agrees_layer_by_layer():
         _, weights = model.vit.pooling.weighted.windows_and_weights(maps, (4, 4))
         centers = model.vit.pooling(maps)
     for index, name in {4: "X", 5: "S1", 6: "S2", 12: "S_final"}.items():
-        assert_near(output.hidden_states[index], golden[f"inter.{name}"])
-    assert_near(centers, golden["inter.P"])
-    assert_near(weights, golden["inter.pool_weights"])
-    assert_near(pooled, golden["inter.pooled"])
-    assert_near(output.logits, golden["out.logits"])
+        assert_near(output.hidden_states[index], values[f"inter.{name}"])
+    assert_near(centers, values["inter.P"])
+    assert_near(weights, values["inter.pool_weights"])
+    assert_near(pooled, values["inter.pooled"])
+    assert_near(output.logits, values["out.logits"])
 
 
 def test_pooling_agrees():
-    golden = load_file(GOLDENS / "stvit_pooling.safetensors")
-    maps = golden["max7to3.in"].permute(0, 2, 3, 1)
+    values = golden("stvit_pooling")
+    maps = values["max7to3.in"].permute(0, 2, 3, 1)
     for side in (2, 3, 4):
-        expected = golden[f"max7to{side}.out"].flatten(2).transpose(1, 2)
+        expected = values[f"max7to{side}.out"].flatten(2).transpose(1, 2)
         assert torch.equal(max_pooling(maps, (side, side)), expected)
     pooling = WeightedPooling(12)
-    state = {name.removeprefix("weighted."): value for name, value in golden.items() if ".state." in name}
+    state = {name.removeprefix("weighted."): value for name, value in values.items() if ".state." in name}
     state = {
         golden_name(n.replace("state.", "pool.")).removeprefix("vit.pooling.weighted."): v for n, v in state.items()
     }
     pooling.load_state_dict({n: v.flatten(1) if "pointwise" in n else v for n, v in state.items()})
-    maps = golden["weighted.in"].permute(0, 2, 3, 1)
+    maps = values["weighted.in"].permute(0, 2, 3, 1)
     with torch.no_grad():
-        assert_near(pooling.windows_and_weights(maps, (4, 4))[1], golden["weighted.weights"])
-        assert_near(pooling(maps, (4, 4)), golden["weighted.tokens"])
+        assert_near(pooling.windows_and_weights(maps, (4, 4))[1], values["weighted.weights"])
+        assert_near(pooling(maps, (4, 4)), values["weighted.tokens"])
 
 
 @pytest.mark.parametrize("size", [(7, 7), (14, 9), (5, 8)])

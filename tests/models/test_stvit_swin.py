@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 from family import flatten
-from safetensors.torch import load_file
 from semantic import SemanticTester
+from stvit_goldens import classifier_images, detector_images, golden
 from transformers import (
     AutoModel,
     AutoModelForImageClassification,
@@ -36,7 +36,6 @@ from hf_tokaccel.semantic.stage import StageMap
 from hf_tokaccel.semantic.swin_layer import WindowLayer
 from hf_tokaccel.semantic.windows import Axis, join, key_windows, partition
 
-GOLDENS = Path(__file__).parents[1] / "goldens"
 TOLERANCE = 2e-5
 # The third stage has a map of 8 x 8 tokens, so 2 x 2 windows.
 TINY = {
@@ -204,10 +203,6 @@ class TestReleasedDetector(RecoveringTester):
 # agreement with the released code
 
 
-def golden(name):
-    return load_file(GOLDENS / f"{name}.safetensors")
-
-
 def released(golden, **options):
     state = {name.removeprefix("state."): value for name, value in golden.items() if name.startswith("state.")}
     return build_model(Path("golden"), state, **options)
@@ -239,7 +234,7 @@ def states_of_blocks(model, images, in_windows=()):
 def test_agrees_with_the_released_classifier(flags):
     values = golden(f"stvit_r_swin_cls_d6_{flags}")
     model = released(values, shortcut=flags != "released")
-    images = golden("stvit_input_224")["pixel_values"]
+    images = classifier_images()
     output, blocks = states_of_blocks(model, images, in_windows=(1, 3))
     assert (output.logits - values["out.logits"]).abs().max() <= TOLERANCE
     for index, states in blocks.items():
@@ -260,7 +255,7 @@ DETECTOR_INPUTS = ["img_h224_w112", "img_h160_w200", "img_h112_w176", "img_h80_w
 @pytest.fixture(scope="module")
 def detector():
     values = golden("stvit_r_det_backbone_d6")
-    return released(values), values, golden("stvit_r_det_inputs")
+    return released(values), values, detector_images()
 
 
 def with_masks(model, kind):

@@ -22,6 +22,7 @@ TINY = {**SWIN, "image_size": 72, "pretrained_window_sizes": [0, 0, 0]}
 
 class Swinv2Tester(StagedTester):
     legacy_key = new_key = "attention.self.query"  # never renamed
+    block_tolerance = 0.05  # the network of relative biases is left out: small where windows and channels are real
     forms = {**StagedTester.forms, "similarity_on": ("tokens",)}
 
     def config(self):

@@ -222,6 +222,20 @@ def test_dataset_serves_single_items_and_batches():
         data[10]
 
 
+def test_dataset_gives_arrays_and_columns_of_the_same_scenes():
+    """As image processors take them: what evaluation, tuning and pictures read."""
+    plain = SceneDataset("test", 3, SIZE, seed=2)
+    arrays = SceneDataset("test", 3, SIZE, seed=2, channels_last=True)
+    counted = SceneDataset("test", 3, SIZE, seed=2, columns={"objects": lambda item: len(item["instances"].unique())})
+    assert arrays[1]["image"].flags.c_contiguous
+    assert torch.equal(torch.from_numpy(arrays[1]["image"]).permute(2, 0, 1), plain[1]["image"])
+    assert arrays[1].keys() == plain[1].keys()
+    assert counted[-1].keys() == {"name", "image", "objects"}
+    assert counted[-1]["name"] == "scene 2"
+    assert counted[-1]["objects"] == len(plain[2]["instances"].unique())
+    assert torch.equal(counted[-1]["image"], plain[2]["image"])
+
+
 def test_as_datasets_holds_the_same_scenes():
     data, table = SceneDataset("test", 3, SIZE), as_datasets("test", 3, SIZE).with_format("torch")
     assert table.num_rows == 3

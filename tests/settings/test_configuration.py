@@ -2,9 +2,11 @@ import dataclasses
 import json
 
 import pytest
+import torch
 from transformers import Dinov2Config, DPTConfig, ViTConfig
 
 from hf_tokaccel import TokenClusteringConfig, accelerate_config
+from hf_tokaccel.functional import cluster_tokens, plan_reconstruction
 
 GOOD = {"cluster_after": 6, "cluster_grid": (16, 16)}
 
@@ -32,6 +34,7 @@ def test_one_side_is_a_square():
         ("reconstruct_after", 6, "reconstruct_after=7"),
         ("iterations", -1, "iterations=5"),
         ("inverse_temperature", 0, "inverse_temperature='auto'"),
+        ("inverse_temperature", float("inf"), "inverse_temperature='auto'"),
         ("inverse_temperature", "warm", "inverse_temperature='auto'"),
         ("window", 4, "window=5"),
         ("window", 0, "window=5"),
@@ -48,6 +51,44 @@ def test_one_side_is_a_square():
 def test_every_bad_value_is_named_with_one_that_works(name, value, works):
     with pytest.raises(ValueError, match=f"{name}=.*must be .*for example {works}"):
         TokenClusteringConfig(**{**GOOD, name: value})
+
+
+def refusal(function, *args, **values):
+    with pytest.raises(ValueError, match="is not valid: it must be") as refused:
+        function(*args, **values)
+    return str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("cluster_grid", (16, -1)),
+        ("cluster_grid", "16x16"),
+        ("cluster_grid", True),
+        ("iterations", 1.5),
+        ("inverse_temperature", 0),
+        ("inverse_temperature", float("inf")),
+        ("window", 4),
+        ("window", True),
+    ],
+)
+def test_the_functions_refuse_what_clustering_settings_do_in_the_same_words(name, value):
+    given = {"cluster_grid": (2, 2), name: value}
+    said = refusal(cluster_tokens, torch.zeros(2, 12, 4), (3, 4), **given)
+    assert said == refusal(TokenClusteringConfig, **{**GOOD, name: value})
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("neighbors", 0), ("neighbors", 2.0), ("neighbors", True), ("inverse_temperature", "cold")],
+)
+def test_the_functions_refuse_what_reconstruction_settings_do_in_the_same_words(name, value):
+    said = refusal(plan_reconstruction, torch.zeros(2, 12, 4), torch.zeros(2, 4, 4), **{name: value})
+    assert said == refusal(TokenClusteringConfig, **{**GOOD, name: value})
+
+
+def test_the_stored_dict_ends_with_method_and_version():
+    assert list(TokenClusteringConfig(**GOOD).to_dict())[-2:] == ["method", "version"]
 
 
 def test_delta_refuses_weights_that_do_not_sum_to_one():

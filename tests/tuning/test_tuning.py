@@ -33,6 +33,7 @@ from hf_tokaccel.tuning import search as search_module
 from hf_tokaccel.tuning.encoder import describe_encoder
 from hf_tokaccel.tuning.images import gather_images
 from hf_tokaccel.tuning.redundancy import predicted_loss
+from hf_tokaccel.tuning.result import TuneResult
 from hf_tokaccel.tuning.search import Search
 
 TINY = {
@@ -294,6 +295,7 @@ def test_loss_between_measurements_is_linear():
 def test_result_is_saved_printed_and_drawn(tuned, tmp_path):
     tuned.save(tmp_path / "tuned.json")
     stored = json.loads((tmp_path / "tuned.json").read_text())
+    assert TuneResult.load(tmp_path / "tuned.json").to_dict() == tuned.to_dict()
     assert ta.TokenClusteringConfig.from_dict(stored["accel"]) == tuned.accel
     assert len(stored["pareto"]) == len(tuned.pareto())
     lines = tuned.to_markdown().splitlines()

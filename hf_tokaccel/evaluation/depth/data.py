@@ -13,15 +13,14 @@ import torch
 from ...images import read_image
 from ...measure.metrics.depth import DepthProtocol
 from ..datasets import (
-    DEFAULT_SCENES,
     TABLES,
     MappedSamples,
     Rule,
-    SceneSamples,
     check_columns,
     check_limit,
     find_pairs,
     load_table,
+    open_scenes,
     read_map,
     read_row,
 )
@@ -132,14 +131,6 @@ def _open_layout(kind: str, folder: str, limit: int | None) -> DepthDataset:
     return DepthDataset(f"{kind}:{folder}", samples, max_depth=layout.max_depth, crop=layout.crop)
 
 
-def _open_scenes(split: str, limit: int | None, seed: int, size: tuple[int, int]) -> DepthDataset:
-    from ...scenes import SceneDataset
-
-    scenes = SceneDataset(split=split, length=limit or DEFAULT_SCENES, size=size, seed=seed)
-    samples = SceneSamples(scenes, ("depth", "depth", torch.float32))
-    return DepthDataset(f"scenes ({split}, seed {seed})", samples)
-
-
 def _open_table(
     name: str,
     split: str,
@@ -201,7 +192,8 @@ def open_depth_dataset(
     check_limit(limit)
     kind, colon, folder = specification.partition(":")
     if specification == "scenes":
-        dataset = _open_scenes(split, limit, seed, size)
+        scenes = open_scenes("any", split, limit, seed, size, depth=lambda item: item["depth"])
+        dataset = DepthDataset(f"scenes ({split}, seed {seed})", scenes)
     elif colon and kind in LAYOUTS:
         dataset = _open_layout(kind, folder, limit)
     elif colon:

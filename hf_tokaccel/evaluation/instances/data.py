@@ -12,12 +12,13 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from ...checks import first_line
 from ...images import read_image
 from ...measure.metrics.coco import load_coco_tools
-from ..datasets import DEFAULT_SCENES, MappedSamples, check_limit
+from ...scenes import CLASS_NAMES
+from ...scenes._classes import NUM_STUFF
+from ..datasets import MappedSamples, check_limit, open_scenes
 
 SPECIFICATIONS = "scenes, scenes:any, coco:DIR (annotations/instances_SPLIT.json + SPLIT/), coco:FILE.json"
 MAX_NAMED = 5  # wrong entries that an error message names
@@ -62,29 +63,6 @@ def decode_mask(rle: dict) -> np.ndarray:
 def _annotation(category: int, box: Sequence[float], mask: dict | None, area: float, crowd: bool) -> dict:
     """Entry of `annotations`: box as (x, y, width, height) in pixels, and mask as a run-length encoding or None."""
     return {"category_id": category, "bbox": list(box), "segmentation": mask, "area": area, "iscrowd": int(crowd)}
-
-
-class SceneInstances(Dataset):
-    """Rendered scenes, channels last, with box and mask of every object; a batch is rendered in one go."""
-
-    def __init__(self, scenes: Dataset):
-        self.scenes = scenes
-
-    def __len__(self) -> int:
-        return len(self.scenes)
-
-    def __getitem__(self, index: int) -> dict:
-        return self.__getitems__([index])[0]
-
-    def __getitems__(self, indices: list[int]) -> list[dict]:
-        return [
-            {
-                "name": f"scene {index}",
-                "image": item["image"].permute(1, 2, 0).contiguous().numpy(),
-                "annotations": _objects(item["labels"], item["instances"]),
-            }
-            for index, item in zip(indices, self.scenes.__getitems__(indices), strict=True)
-        ]
 
 
 def _objects(labels: Tensor, instances: Tensor) -> list[dict]:
@@ -284,12 +262,10 @@ def _open_coco(given: str, split: str | None, limit: int | None, folder: str | N
 
 
 def _open_scenes(materials: str, split: str, limit: int | None, seed: int, size: tuple[int, int]) -> InstanceDataset:
-    from ...scenes import CLASS_NAMES, SceneDataset
-    from ...scenes._classes import NUM_STUFF
-
-    scenes = SceneDataset(split, limit or DEFAULT_SCENES, size, seed, materials)
+    objects = {"annotations": lambda item: _objects(item["labels"], item["instances"])}
+    scenes = open_scenes(materials, split, limit, seed, size, **objects)
     names = dict(enumerate(CLASS_NAMES[NUM_STUFF:], start=NUM_STUFF))
-    return InstanceDataset(f"scenes of {materials} materials ({split}, seed {seed})", SceneInstances(scenes), names)
+    return InstanceDataset(f"scenes of {materials} materials ({split}, seed {seed})", scenes, names)
 
 
 def open_instance_dataset(

@@ -10,12 +10,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset
+from torch import Tensor
 
 from ...checks import first_line
 from ...images import read_image
 from ...measure.metrics.panoptic import CROWD, STEP, code, segment_map
-from ..datasets import DEFAULT_SCENES, MappedSamples, check_limit, read_map
+from ...scenes import CLASS_NAMES
+from ...scenes._classes import NUM_STUFF
+from ..datasets import MappedSamples, check_limit, open_scenes, read_map
 
 SPECIFICATIONS = "scenes, scenes:any, coco:DIR, ade20k:DIR"
 MATCHES = ("names", "order")
@@ -42,35 +44,16 @@ class PanopticDataset:
     void: str = "none"
 
 
-class PanopticScenes(Dataset):
-    """Rendered scenes with maps of segments; a batch is rendered in one go."""
-
-    def __init__(self, scenes: Dataset, num_stuff: int):
-        self.scenes, self.num_stuff = scenes, num_stuff
-
-    def __len__(self) -> int:
-        return len(self.scenes)
-
-    def __getitem__(self, index: int) -> dict:
-        return self.__getitems__([index])[0]
-
-    def __getitems__(self, indices: list[int]) -> list[dict]:
-        samples = []
-        for index, item in zip(indices, self.scenes.__getitems__(indices), strict=True):
-            labels = item["labels"]
-            numbers = torch.where(labels < self.num_stuff, 1, item["instances"])
-            image = item["image"].permute(1, 2, 0).contiguous().numpy()
-            samples.append({"name": f"scene {index}", "image": image, "label": labels * STEP + numbers})
-        return samples
+def scene_segments(labels: Tensor, instances: Tensor) -> Tensor:
+    """Maps of segments (..., H, W) of scenes: one segment per object, but one of all the pixels of a stuff class."""
+    return labels * STEP + torch.where(labels < NUM_STUFF, 1, instances)
 
 
 def _open_scenes(
     materials: str, split: str, limit: int | None, seed: int, size: tuple[int, int], labels: Sequence[str]
 ) -> PanopticDataset:
-    from ...scenes import CLASS_NAMES, SceneDataset
-    from ...scenes._classes import NUM_STUFF
-
-    scenes = SceneDataset(split, limit or DEFAULT_SCENES, size, seed, materials)
+    segments = {"label": lambda item: scene_segments(item["labels"], item["instances"])}
+    scenes = open_scenes(materials, split, limit, seed, size, **segments)
     if list(labels) != list(CLASS_NAMES):
         raise ValueError(
             f"dataset 'scenes' has the {len(CLASS_NAMES)} classes {', '.join(CLASS_NAMES[:3])}, ..., but the model "
@@ -79,7 +62,7 @@ def _open_scenes(
         )
     things = tuple(index >= NUM_STUFF for index in range(len(CLASS_NAMES)))
     name = f"scenes of {materials} materials ({split}, seed {seed})"
-    return PanopticDataset(name, PanopticScenes(scenes, NUM_STUFF), tuple(CLASS_NAMES), things)
+    return PanopticDataset(name, scenes, tuple(CLASS_NAMES), things)
 
 
 @dataclass(frozen=True)

@@ -12,16 +12,16 @@ import torch
 
 from ...images import read_image
 from ...measure.metrics.segmentation import IGNORED
+from ...scenes import CLASS_NAMES
 from ..datasets import (
-    DEFAULT_SCENES,
     TABLES,
     MappedSamples,
     Rule,
-    SceneSamples,
     check_columns,
     check_limit,
     find_pairs,
     load_table,
+    open_scenes,
     read_map,
     read_row,
 )
@@ -237,10 +237,8 @@ def _open_layout(kind: str, folder: str, split: str | None, limit: int | None) -
 def _open_scenes(
     materials: str, split: str, limit: int | None, seed: int, size: tuple[int, int]
 ) -> SegmentationDataset:
-    from ...scenes import CLASS_NAMES, SceneDataset
-
-    scenes = SceneDataset(split, limit or DEFAULT_SCENES, size, seed, materials)
-    samples = SceneSamples(scenes, ("labels", "label", torch.int16))
+    label = {"label": lambda item: item["labels"].to(torch.int16)}
+    samples = open_scenes(materials, split, limit, seed, size, **label)
     name = f"scenes of {materials} materials ({split}, seed {seed})"
     return SegmentationDataset(name, samples, len(CLASS_NAMES), tuple(CLASS_NAMES))
 

@@ -6,13 +6,14 @@ from typing import Any
 
 from torch import Tensor
 
+from ...checks import as_pair
 from ...hosts.config import AcceleratedConfig
 from ...hosts.layout import TokenLayout
 from ...hosts.modeling import AcceleratedModel, enter, record
 from ...hosts.track import TokenTrack
 from ...registry import register_family
 from .configuration import SegmenterConfig
-from .modeling import SegmenterForSemanticSegmentation, SegmenterModel, pair, token_grid
+from .modeling import SegmenterForSemanticSegmentation, SegmenterModel, token_grid
 
 
 class TokAccelSegmenterConfig(AcceleratedConfig, SegmenterConfig):
@@ -35,7 +36,7 @@ class TokAccelSegmenterConfig(AcceleratedConfig, SegmenterConfig):
 
 class _AcceleratedSegmenter(AcceleratedModel):
     def accel_layout(self, arguments: dict[str, Any]) -> TokenLayout:
-        grid = token_grid(arguments["pixel_values"], pair(self.config.patch_size))
+        grid = token_grid(arguments["pixel_values"], as_pair(self.config.patch_size))
         return TokenLayout(grid, self.config.num_prefix_tokens)
 
 

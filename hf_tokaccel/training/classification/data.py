@@ -145,8 +145,7 @@ def load_scenes(split: str, size: tuple[int, int], limit: int | None = None, see
     pairs = sorted((number, kind) for kind, numbers in enumerate(found) for number in numbers)
     numbers, labels = zip(*pairs, strict=True)
     parts = [numbers[i : i + 256] for i in range(0, len(numbers), 256)]
-    shown = (render_scenes(part, size, split, seed, _device(), MATERIALS).image for part in parts)
-    images = torch.cat([(image * 255).round().to(torch.uint8).cpu() for image in shown])
+    images = torch.cat([render_scenes(part, size, split, seed, _device(), MATERIALS).pixels.cpu() for part in parts])
     return LabelledImages(f"scenes/{split}", FURNITURE, labels, images.__getitem__)
 
 

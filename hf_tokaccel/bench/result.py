@@ -1,17 +1,11 @@
-"""Results of the benchmark as plain data, as a table on the terminal and as Markdown."""
+"""Results of the benchmark."""
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from dataclasses import dataclass, field
 
-from rich.box import SIMPLE_HEAD
-from rich.markup import escape
-from rich.table import Table
-
-from ..results.rows import GFLOPS_NOTE
-from ..results.tables import WholeTable
+from ..results.report import Line, Report, Sheet, Where
+from ..results.rows import GFLOPS_NOTE, row_style
 
 _READS = {
     "relative_error": "rel. error to dense ↓",
@@ -72,7 +66,7 @@ class BenchRow:
 
 
 @dataclass
-class BenchResult:
+class BenchResult(Report):
     """A whole benchmark, with what it depends on.
 
     Attributes:
@@ -99,21 +93,38 @@ class BenchResult:
     def modes(self) -> list[str]:
         return list(dict.fromkeys(row.mode for row in self.rows))
 
-    def to_dict(self) -> dict:
-        return asdict(self)
+    def sheet(self) -> Sheet:
+        """One section for each mode and group."""
+        several = len(self.modes) > 1
+        size = "x".join(map(str, self.image_size))
+        return Sheet(
+            ["model", *(["mode"] * several), *_headings(self)],
+            [
+                Line(
+                    [row.name, *([row.mode] * several), *_cells(row, self)],
+                    row_style(row.kind),
+                    after is None or (row.mode, row.group) != (after.mode, after.group),
+                )
+                for row, after in zip(self.rows, [*self.rows[1:], None], strict=True)
+            ],
+            names=1 + several,
+            title=f"{self.model} at {size}, batch {self.batch_size}",
+            notes=[*self._about(size), *_FOOTNOTES, *self.notes],
+        )
+
+    def _about(self, size: str) -> list[str]:
+        where = Where.of(self.environment)
+        return [
+            f"{self.model}, {self.weights / 1e6:.0f} M parameters, {size}, batch {self.batch_size}, "
+            f"{self.rounds} rounds",
+            f"{where.device}, {where.threads}; {where.versions}",
+            *filter(None, [where.commit]),
+        ]
 
     @classmethod
     def from_dict(cls, values: dict) -> BenchResult:
         rows = [BenchRow(**{**row, "input_size": tuple(row["input_size"])}) for row in values["rows"]]
         return cls(**{**values, "image_size": tuple(values["image_size"]), "rows": rows})
-
-    def save(self, path: str | Path) -> None:
-        text = json.dumps(self.to_dict(), indent=1, ensure_ascii=False, allow_nan=False)
-        Path(path).write_text(text + "\n", encoding="utf-8")
-
-    @classmethod
-    def load(cls, path: str | Path) -> BenchResult:
-        return cls.from_dict(json.loads(Path(path).read_text(encoding="utf-8")))
 
 
 def _headings(result: BenchResult) -> list[str]:
@@ -151,52 +162,3 @@ def _cells(row: BenchRow, result: BenchResult) -> list[str]:
         "" if share is None else f"{100 * share:.1f} %",
         "" if row.layers_only_speedup is None else f"{row.layers_only_speedup:.2f}x",
     ]
-
-
-def _footnotes(result: BenchResult) -> list[str]:
-    machine, versions, git = (result.environment.get(key) for key in ("machine", "versions", "git"))
-    device = machine["processor"] if machine["device"] == "cpu" else machine["device"]
-    where = [
-        f"{result.model}, {result.weights / 1e6:.0f} M parameters, {result.image_size[0]}x{result.image_size[1]}, "
-        f"batch {result.batch_size}, {result.rounds} rounds",
-        f"{device}, threads {machine['threads']}; torch {versions.get('torch')}, transformers "
-        f"{versions.get('transformers')}",
-    ]
-    if git:
-        where.append(f"commit {git['commit'][:10]}{' with changes' if git['dirty'] else ''}")
-    return [*where, *_FOOTNOTES, *result.notes]
-
-
-def to_table(result: BenchResult) -> Table:
-    """The result for a terminal, one section for each mode and group."""
-    size = "x".join(map(str, result.image_size))
-    table = WholeTable(
-        title=escape(f"{result.model} at {size}, batch {result.batch_size}"),
-        caption=escape(". ".join(_footnotes(result))),
-        box=SIMPLE_HEAD,
-        title_justify="left",
-        padding=(0, 1),
-    )
-    for heading in ("model", *(["mode"] * (len(result.modes) > 1))):
-        table.add_column(heading, overflow="fold")
-    for heading in _headings(result):
-        table.add_column(heading, justify="right", no_wrap=True)
-    for row, after in zip(result.rows, [*result.rows[1:], None], strict=True):
-        last = after is None or (row.mode, row.group) != (after.mode, after.group)
-        style = "bold" if row.kind == "dense" else "dim" if row.kind != "clusters" else None
-        table.add_row(*_names(row, result), *_cells(row, result), end_section=last, style=style)
-    return table
-
-
-def _names(row: BenchRow, result: BenchResult) -> list[str]:
-    return [escape(row.name), *([row.mode] * (len(result.modes) > 1))]
-
-
-def to_markdown(result: BenchResult) -> str:
-    """The result as a Markdown table, with what it depends on."""
-    names = ["model", *(["mode"] * (len(result.modes) > 1))]
-    headings = [*names, *_headings(result)]
-    lines = [headings, ["---"] * len(names) + ["---:"] * (len(headings) - len(names))]
-    lines += [[*_names(row, result), *_cells(row, result)] for row in result.rows]
-    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-    return f"{table}\n\n{'. '.join(_footnotes(result))}.\n"
