@@ -58,10 +58,10 @@ def _versions() -> str:
 
 def _source_of(control: type) -> str:
     """A digest of what the tests say of a control: how controls run, its class and those that it inherits from."""
-    own = [
-        cls for cls in control.__mro__ if cls is not object and HERE in Path(inspect.getfile(cls)).resolve().parents
-    ]
-    said = [(HERE / name).read_text() for name in ("base.py", "loading.py")] + [*map(inspect.getsource, own)]
+    files = [HERE / name for name in ("base.py", "loading.py")]
+    where = {cls: Path(inspect.getfile(cls)).resolve() for cls in control.__mro__ if cls is not object}
+    own = [cls for cls, file in where.items() if HERE in file.parents and file not in files]
+    said = [file.read_text() for file in files] + [inspect.getsource(cls) for cls in own]
     return hashlib.sha256("".join(said).encode()).hexdigest()[:12]
 
 
