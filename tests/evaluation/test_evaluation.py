@@ -448,23 +448,6 @@ def test_progress_in_a_log_is_lines_of_text(monkeypatch, capsys):
     assert said.out == ""
 
 
-def test_quick_functions_are_called_several_times_in_a_turn():
-    now, calls = [0.0], []
-
-    def taking(seconds, name):
-        def call():
-            calls.append(name)
-            now[0] += seconds
-
-        return call
-
-    times = speed.seconds_interleaved(
-        [taking(0.25, "quick"), taking(2.0, "slow")], rounds=2, warmup=1, clock=lambda: now[0], shortest=1.0
-    )
-    assert times == [[0.25, 0.25], [2.0, 2.0]]
-    assert calls == ["quick", "slow", *(2 * [*(4 * ["quick"]), "slow"])]
-
-
 def test_speedup_is_paired_by_round():
     # The machine is three times slower in the second round; unpaired medians would hide the factor of two.
     timing = speed.summarise([1.0, 3.0, 1.0], baseline=[2.0, 6.0, 2.0])
