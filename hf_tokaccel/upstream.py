@@ -83,3 +83,18 @@ def copy_attention(source: Any, target: Any) -> None:
     The public property would spread that of a head to its backbone.
     """
     target._attn_implementation_internal = source._attn_implementation_internal
+
+
+def attention_of(config: Any) -> str:
+    """Name of the attention implementation that a model of this configuration runs."""
+    return config._attn_implementation
+
+
+def can_set_attention(model: Any, implementation: str) -> bool:
+    """Whether a model, or a model inside of another, can be told to run "eager" or "sdpa" attention."""
+    return model._can_set_attn_implementation() and (implementation == "eager" or model._supports_sdpa)
+
+
+def is_initialized(config: Any) -> bool:
+    """Whether the `__post_init__` of Transformers has run on a configuration, after that of the host's class."""
+    return "_name_or_path" in vars(config)

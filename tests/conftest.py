@@ -1,7 +1,11 @@
 """One thread per process: the models are tiny, and two test processes share two cores."""
 
+import contextlib
 import gc
+import importlib.metadata
 import os
+import platform
+import re
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # also for the scripts that tests start
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -20,6 +24,16 @@ def pytest_collection_finish():
     gc.collect()
     gc.freeze()
     gc.set_threshold(50_000, 20, 100)
+
+
+def pytest_report_header():
+    """Versions of all that the package and its tests need, as installed."""
+    needed = {re.match(r"[\w-]+", line)[0] for line in importlib.metadata.requires("hf_tokaccel") or []}
+    found = {"python": platform.python_version()}
+    for name in sorted(needed - {"hf_tokaccel"}):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return "versions: " + ", ".join(f"{name} {version}" for name, version in found.items())
 
 
 @pytest.fixture(scope="module", autouse=True)

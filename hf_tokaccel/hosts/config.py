@@ -14,6 +14,7 @@ from ..checks import as_pair, require
 from ..registry import FAMILIES, accelerated_class, native_class, unsupported
 from ..settings.clustering import SIMILARITIES, TokenClusteringConfig
 from ..settings.methods import as_accel
+from ..upstream import is_initialized
 from .blocks import Block, Encoder, Grid
 
 # Configurations of built models by identity; an attribute would be copied and saved along.
@@ -52,8 +53,8 @@ class SettingConfig:
     @property
     def accel_knows_host(self) -> bool:
         """Whether the host's own fields are there to check a setting against."""
-        # Set by the host's __post_init__: from there on its sub-configs and depth are known.
-        return "_name_or_path" in self.__dict__
+        # From there on its sub-configs and depth are known.
+        return is_initialized(self)
 
     def stored_accel(self, value: Any) -> dict | None:
         """What is stored of a setting that a user gives."""

@@ -91,7 +91,7 @@ def convert_config(
     for name in ("model_type", "accel", "auto_map", "transformers_version", *without):
         values.pop(name, None)
     new = cls(**values, **changes)
-    new._name_or_path = config._name_or_path
+    new.name_or_path = config.name_or_path
     _copy_attention(config, new)
     return new
 

@@ -91,7 +91,7 @@ def push_model(
             f"{repo_id} has no results for its card: give result='outputs/evaluate_depth/result.json' or wherever the "
             "evaluation of this model was written, card=... for a card of your own, or not_measured=True"
         )
-    source = model.config._name_or_path
+    source = model.config.name_or_path
     if processor is None:
         processor = load_processor(source) if source else None
         if processor is None:

@@ -721,6 +721,14 @@ def test_second_reconstruction_needs_no_distances():
 # --- Bad inputs
 # -----------------------------------------------------------------------------------------------------------
 
+
+def test_a_side_is_a_square_and_may_come_from_numpy():
+    tokens = torch.randn(2, 16, 4, generator=torch.Generator().manual_seed(0))
+    expected = cluster_tokens(tokens, (4, 4), (2, 2)).centroids
+    assert torch.equal(cluster_tokens(tokens, 4, 2).centroids, expected)
+    assert torch.equal(cluster_tokens(tokens, list(np.array([4, 4])), torch.Size([2, 2])).centroids, expected)
+
+
 TOKENS = torch.zeros(2, 12, 4)
 CENTROIDS = torch.zeros(2, 4, 4)
 

@@ -91,9 +91,9 @@ def test_default_rows_on_scenes(evaluate, tmp_path, capsys):
     result = evaluate("--pictures", "2")
     kinds = [row.kind for row in result.rows]
     assert kinds[0] == "dense"
-    assert kinds.count("clusters") == 9
+    assert kinds.count("clusters") == 6
     assert kinds.count("grid pooling") == 6
-    assert {row.accel["expansion"] for row in result.rows if row.kind == "clusters"} == {"nearest", "soft", "delta"}
+    assert {row.accel["expansion"] for row in result.rows if row.kind == "clusters"} == {"nearest", "delta"}
     assert all(row.accel["iterations"] == 0 for row in result.rows if row.kind == "grid pooling")
     lower = [row for row in result.rows if row.kind == "lower resolution"]
     assert len(lower) + len(result.notes) == 3
@@ -302,7 +302,7 @@ def test_two_processes_give_the_same_metrics(main, model_folder, tmp_path):
     [
         (["--limit", "0"], "--limit 0 must be at least 1, for example"),
         (["--batch-size", "0"], "--batch-size 0"),
-        (["--dtype", "int4"], "dtype='int4' must be one of float32, float16, bfloat16"),
+        (["--dtype", "int4"], "dtype='int4' must be one of auto, float32, float16, bfloat16"),
         (["--dataset", "screens"], "'screens' is neither known nor a folder; use scenes, nyuv2:DIR"),
         (["--dataset", "kitti:/no/such"], "'/no/such' does not exist"),
         (["--accel", "cluster_after=1,cluster_grid=3x3,colour=red"], "colour"),
