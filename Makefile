@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help install style quality test test-slow bench paper-gflops results semantic-tokens
+.PHONY: help install style quality test test-slow test-ends bench paper-gflops results semantic-tokens
 
 help:  ## Show this help
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -18,6 +18,9 @@ test:  ## Run the default tests
 
 test-slow:  ## Run the tests that take minutes or need a large model
 	python -m pytest -m slow
+
+test-ends:  ## Run the default tests with the lowest and with the newest releases of what the package needs
+	.ci/ends
 
 bench:  ## Measure the method: clustering and reconstruction against one ViT-L layer
 	python -m benchmarks.method

@@ -26,7 +26,8 @@ from benchmarks.common import save, stamp
 from hf_tokaccel import TokenClusteringConfig, accelerate, tune
 from hf_tokaccel.evaluation.loop import evaluate_variants
 from hf_tokaccel.evaluation.script import Loaded
-from hf_tokaccel.evaluation.scripts import build_parser, find_script
+from hf_tokaccel.evaluation.script import load as load_evaluation
+from hf_tokaccel.evaluation.scripts import EVALUATIONS
 from hf_tokaccel.measure.flops import gflops_of_shape
 from hf_tokaccel.measure.variant import Variant
 from hf_tokaccel.results.report import markdown_table
@@ -41,8 +42,7 @@ TASKS = {"depth": ("abs_rel", False), "segmentation": ("miou", True), "panoptic"
 
 
 def load(task: str, limit: int) -> Loaded:
-    arguments = build_parser(task, "tune").parse_args(["--limit", str(limit), "--cpu"])
-    return find_script(task).load(arguments, torch.device("cpu"))
+    return load_evaluation(EVALUATIONS[task](limit=limit, cpu=True), torch.device("cpu"))
 
 
 def training_images(loaded: Loaded, count: int, size: tuple[int, int]) -> torch.Tensor:

@@ -18,8 +18,8 @@ from rich.table import Table
 from torch import Tensor
 
 import hf_tokaccel as ta
+from hf_tokaccel.checkpoint import load_checkpoint
 from hf_tokaccel.evaluation import count_gflops, make_accelerator, time_interleaved
-from hf_tokaccel.evaluation.models import load_model
 from hf_tokaccel.evaluation.panoptic import task as panoptic_task
 from hf_tokaccel.evaluation.panoptic.pictures import show_segments
 from hf_tokaccel.evaluation.pictures import Panel, empty_grid
@@ -121,8 +121,9 @@ def run(args: argparse.Namespace, console: Console) -> None:
             raise ValueError(f"--{name} {value} must be at least {least}, for example {least + 4}")
     device = make_accelerator(args.cpu).device
     folder = args.model or reference_model_path("panoptic")
-    model, stored, processor = load_model(folder, panoptic_task.PANOPTIC_MODELS, device=device)
-    give_task_input(model, str(folder))
+    checkpoint = load_checkpoint(folder, kind=panoptic_task.PANOPTIC_MODELS, dtype="float32", device=device)
+    model, stored, processor = checkpoint.model, checkpoint.accel, checkpoint.processor
+    give_task_input(model, checkpoint.source)
     labels = panoptic_task.class_names(model.config)
     things = panoptic_task.things_without_data(labels)
     protocol = panoptic_task.PanopticProtocol(labels, things, threshold=args.threshold, overlap=args.overlap)

@@ -84,8 +84,8 @@ class FamilyTester:
         secondary: whether another class, of this family or of one built alike, runs the same blocks by the same
             wrappers; then compiling, exporting and fresh processes, which take most of the time, are tested by
             `make test-slow` only.
-        slow_graphs: whether the same holds for a class whose blocks are its own, to keep the default run short: its
-            wrappers are those of a family that is tested by default.
+        slow_graphs: whether the same holds, but for fresh processes, for a class whose blocks are its own, to keep the
+            default run short: its wrappers are those of a family that is tested by default.
     """
 
     native = None
@@ -318,7 +318,7 @@ class FamilyTester:
             for a, b in zip(self.run(off, self.images()), self.run(model, self.images()), strict=True)
         )
 
-    @pytest.mark.graph
+    @pytest.mark.process
     def test_fresh_process_with_and_without_the_package_imported(self, fast, tmp_path):
         if self.auto.__name__.startswith("TokAccel"):
             pytest.skip("AutoBackbone of transformers 5.23 cannot load a folder")

@@ -191,7 +191,7 @@ class SemanticTester:
             elif "norm" not in name and value.is_floating_point() and value.numel() > 1:
                 assert 0 < value.abs().max() < 2 or name.endswith(".bias")
 
-    @pytest.mark.graph
+    @pytest.mark.process
     def test_fresh_process_with_and_without_the_package_imported(self, fast, tmp_path):
         if self.auto.__name__.startswith("TokAccel"):
             pytest.skip("AutoBackbone of transformers 5.23 cannot load a folder")

@@ -21,7 +21,8 @@ from benchmarks.common import stamp
 from hf_tokaccel.evaluation.compare import first_batch
 from hf_tokaccel.evaluation.loop import EncodedDataset, evaluate_variants, same_size
 from hf_tokaccel.evaluation.script import Loaded
-from hf_tokaccel.evaluation.scripts import build_parser, find_script
+from hf_tokaccel.evaluation.script import load as load_evaluation
+from hf_tokaccel.evaluation.scripts import EVALUATIONS
 from hf_tokaccel.evaluation.task import Task
 from hf_tokaccel.measure.agreement import Agreement, read_output
 from hf_tokaccel.measure.flops import count_gflops
@@ -105,9 +106,9 @@ def metric_of(task: str, task_object: Task) -> Callable[[Tensor], Tensor]:
 
 def load(task: str, split: str, limit: int, args: argparse.Namespace, device: torch.device) -> Loaded:
     """Model and scenes as `hf_tokaccel evaluate` loads them."""
-    options = ["--split", split, "--limit", str(limit), "--seed", str(args.seed), "--dtype", args.dtype]
-    options += [] if args.model is None else ["--model", str(args.model)]
-    return find_script(task).load(build_parser(task, "quality").parse_args(options), device)
+    model = None if args.model is None else str(args.model)
+    options = EVALUATIONS[task](model=model, split=split, limit=limit, seed=args.seed, dtype=args.dtype)
+    return load_evaluation(options, device)
 
 
 def backbone_of(model: nn.Module) -> nn.Module | None:

@@ -63,8 +63,8 @@ class ReconstructionPlan(NamedTuple):
 
 def cluster_tokens(
     tokens: Tensor,
-    grid: tuple[int, int],
-    cluster_grid: tuple[int, int],
+    grid: int | tuple[int, int],
+    cluster_grid: int | tuple[int, int],
     *,
     iterations: int = 5,
     inverse_temperature: float | str = 0.02,
@@ -80,8 +80,8 @@ def cluster_tokens(
 
     Args:
         tokens: (B, N, C) without class tokens.
-        grid: (H, W) with H * W = N.
-        cluster_grid: (h, w); either side may exceed the token grid's.
+        grid: (H, W) with H * W = N; a single number is a square.
+        cluster_grid: (h, w), or a single number; either side may exceed the token grid's.
         iterations: 0 returns adaptive average pooling.
         inverse_temperature: multiplies the squared distance inside the softmax. `"auto"` takes, for each image, 4
             over the mean squared distance between its tokens and their nearest pooled centroid, so that scaling the
@@ -127,8 +127,8 @@ def plan_reconstruction(
     expansion: str = "soft",
     keys: Tensor | None = None,
     key_centroids: Tensor | None = None,
-    grid: tuple[int, int] | None = None,
-    cluster_grid: tuple[int, int] | None = None,
+    grid: int | tuple[int, int] | None = None,
+    cluster_grid: int | tuple[int, int] | None = None,
     window: int | None = None,
 ) -> ReconstructionPlan:
     """Find the clusters and weights that every token is rebuilt from: Expedit, section 3, token reconstruction layer.

@@ -91,10 +91,11 @@ def compare(
         return None
     pixel_values = first_batch(samples, task, batch_size).to(accelerator.device)
     calls = [task.timed(variant, pixel_values) for variant in variants]
+    # Every variant has just run on all images, so one round is enough to warm up.
     with progress_bar() as progress:
-        bar = progress.add_task("timing", total=len(calls) * (rounds + 2))
+        bar = progress.add_task("timing", total=len(calls) * (rounds + 1))
         advance = partial(progress.advance, bar)
-        timings = time_interleaved(calls, device=accelerator.device, rounds=rounds, warmup=2, advance=advance)
+        timings = time_interleaved(calls, device=accelerator.device, rounds=rounds, warmup=1, advance=advance)
     gflops = [count_gflops(partial(task.run, variant.with_eager()), pixel_values[:1]) for variant in variants]
     size = task.model_input(pixel_values).shape[-2:]
     summaries = task.summarise(scores.sums, scores.kept)

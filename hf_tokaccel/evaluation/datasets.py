@@ -16,7 +16,6 @@ from ..images import reading
 from ..scenes import SceneDataset
 
 DEFAULT_SCENES = 200
-TABLES = "a folder that the datasets library reads, or a Hub name such as owner/name"
 
 
 class MappedSamples(Dataset):

@@ -1,13 +1,19 @@
-"""The evaluations: a folder for each, with its options and what it loads.
+"""The evaluations: the options of each, and which of them fits a model.
 
 `hf_tokaccel evaluate` and the scripts in examples/ run them.
 """
 
-import argparse
-from importlib import import_module
-from types import ModuleType
+from .depth.options import DepthOptions
+from .instances.options import InstanceOptions
+from .options import Options
+from .panoptic.options import PanopticOptions
+from .sam.options import SamOptions
+from .segmentation.options import SegmentationOptions
 
-NAMES = ("depth", "segmentation", "panoptic", "instances", "sam")
+EVALUATIONS: dict[str, type[Options]] = {
+    options.task: options
+    for options in (DepthOptions, SegmentationOptions, PanopticOptions, InstanceOptions, SamOptions)
+}
 # What a model loads with says which of them is meant; models with masks for queries serve several.
 BY_AUTO_CLASS = {
     "AutoModelForDepthEstimation": ("depth",),
@@ -17,15 +23,3 @@ BY_AUTO_CLASS = {
     "AutoModelForObjectDetection": ("instances",),
     "AutoModelForMaskGeneration": ("sam",),
 }
-
-
-def find_script(name: str) -> ModuleType:
-    """The module of an evaluation: `build_parser(description)` and `load(arguments, device)`."""
-    return import_module(f".{name}.script", __package__)
-
-
-def build_parser(name: str, prog: str) -> argparse.ArgumentParser:
-    """The options of an evaluation for a program of that name."""
-    parser = find_script(name).build_parser()
-    parser.prog = prog
-    return parser

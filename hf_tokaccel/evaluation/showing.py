@@ -19,8 +19,8 @@ from ..settings.naming import group_name
 from ..tuning.recommended import Recommended
 from ..tuning.text import resolve_accels
 from .pictures import Panel
-from .script import Loaded
-from .scripts import BY_AUTO_CLASS, build_parser, find_script
+from .script import Loaded, load
+from .scripts import BY_AUTO_CLASS, EVALUATIONS
 
 TASKS = ("depth", "segmentation", "panoptic")
 SCENE = "scene"
@@ -77,9 +77,8 @@ def load_shown(model: str, device: torch.device | str = "cpu") -> Loaded:
         ValueError: See `find_task`, and a checkpoint that cannot be loaded.
     """
     task = find_task(model)
-    given = [] if model in TASKS else ["--model", model]
-    arguments = build_parser(task, task).parse_args([*given, "--images"])
-    return find_script(task).load(arguments, torch.device(device))
+    options = EVALUATIONS[task](model=None if model in TASKS else model, images=[])
+    return load(options, torch.device(device))
 
 
 def open_sample(image: str, loaded: Loaded) -> dict:

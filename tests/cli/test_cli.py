@@ -2,6 +2,9 @@
 
 import json
 import shutil
+import subprocess
+import sys
+from dataclasses import fields
 
 import pytest
 import torch
@@ -15,6 +18,7 @@ import hf_tokaccel as ta
 from hf_tokaccel.checkpoint import load_checkpoint
 from hf_tokaccel.cli import app
 from hf_tokaccel.cli.evaluate import guess_task
+from hf_tokaccel.evaluation.scripts import EVALUATIONS
 
 SETTING = ("--cluster-after", "1", "--cluster-grid", "2x2")
 
@@ -111,7 +115,7 @@ def test_accelerate_takes_a_whole_setting_and_replaces_a_stored_one(fast, tmp_pa
         ((*SETTING, "--accel", "cluster_after=1,cluster_grid=2"), "leave out --cluster-after"),
         (("--cluster-after", "9", "--cluster-grid", "2"), "cluster_after=9"),
         ((*SETTING, "--image-size", "8x8"), "cluster_grid=(2, 2)"),
-        ((*SETTING, "--dtype", "int8"), "dtype 'int8' must be one of"),
+        ((*SETTING, "--dtype", "int8"), "dtype='int8' must be one of"),
         ((*SETTING, "--auto-class", "AutoModelForCausalLM"), "does not load model type 'dpt'"),
         ((*SETTING, "--auto-class", "AutoModelForSemanticSegmentation"), "lacks"),
     ],
@@ -190,7 +194,44 @@ def test_evaluate_finds_the_task_or_asks(fast):
     with pytest.raises(ValueError, match="several evaluations fit: name panoptic or instances"):
         guess_task("panoptic")
     assert "--limit 0 must be at least 1" in refused("evaluate", "depth", "--limit", "0")
-    assert "--points-per-side" in run("evaluate", "sam", "--help").stdout
+
+
+@pytest.mark.parametrize("task", EVALUATIONS)
+def test_evaluate_lists_every_option_of_a_task(task):
+    done = run("evaluate", task, "--help")
+    assert done.exit_code == 0
+    for option in fields(EVALUATIONS[task]):
+        assert f"--{option.name.replace('_', '-')} " in done.stdout
+    assert f"hf_tokaccel evaluate {task}" in done.stdout
+    assert run("evaluate", task, "--no-such-option").exit_code == 2
+
+
+def test_evaluate_help_needs_no_torch():
+    code = (
+        "import sys; from typer.testing import CliRunner; from hf_tokaccel.cli import app; "
+        "assert CliRunner().invoke(app, ['evaluate', 'depth', '--help']).exit_code == 0; "
+        "assert not {'torch', 'transformers'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize(
+    ("given", "found"),
+    [
+        ([], {"images": None, "compile": None, "ignore_label": [255]}),
+        (["--images", "--cpu"], {"images": [], "cpu": True}),
+        (["--images", "a.png", "b.png", "--compile"], {"images": ["a.png", "b.png"], "compile": "inductor"}),
+        (["--compile", "eager", "--images"], {"images": [], "compile": "eager"}),
+        (["--ignore-label", "0", "-1", "--reduce-labels"], {"ignore_label": [0, -1], "reduce_labels": True}),
+        (["--ignore-label", "--accel", "none", "--accel", "recommended:2"], {"accel": ["none", "recommended:2"]}),
+        (["--ignore-label"], {"ignore_label": []}),
+    ],
+)
+def test_options_with_no_one_or_several_values(monkeypatch, given, found):
+    options = []
+    monkeypatch.setattr("hf_tokaccel.evaluation.script.run", options.append)
+    assert run("evaluate", "segmentation", *given).exit_code == 0
+    assert {name: getattr(options[0], name) for name in found} == found
 
 
 def test_dtype(base):

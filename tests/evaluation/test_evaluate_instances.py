@@ -306,7 +306,7 @@ def test_rf_detr_with_boxes_and_with_masks(evaluate, coco, tmp_path, model_class
     assert ("mask_ap" in result.rows[0].metrics) == (task == "instance-segmentation")
     assert list(result.rows[0].classes) == list(CATEGORIES.values())
     fast = ta.accelerate(model, ta.TokenClusteringConfig(cluster_after=1, cluster_grid=(2, 2), neighbors=2))
-    stored = evaluate("--model", str(save(fast, tmp_path / "fast")), "--dataset", f"coco:{coco}")
+    stored = evaluate("--model", str(save(fast, tmp_path / "fast")), "--dataset", f"coco:{coco}", "--pictures", "0")
     assert stored.task == task
     np.testing.assert_array_equal(quality(stored)[:2], quality(result)[:2])
 
@@ -388,7 +388,7 @@ def test_models_score_one_on_what_they_find_themselves(evaluate, tmp_path, make,
             content["annotations"].append(entry)
     write_coco(tmp_path / "coco", content)
     assert len({json.dumps(entry.get("segmentation", entry["bbox"])) for entry in content["annotations"]}) > 9
-    result = evaluate("--model", str(folder), "--dataset", f"coco:{coco}", "--accel", accel)
+    result = evaluate("--model", str(folder), "--dataset", f"coco:{coco}", "--accel", accel, "--pictures", "0")
     assert result.task == ("object-detection" if detects else "instance-segmentation")
     dense, *others = (row.metrics for row in result.rows)
     assert dense["box_ap" if detects else "mask_ap"] == pytest.approx(1)

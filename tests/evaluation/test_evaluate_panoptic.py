@@ -84,11 +84,11 @@ def main():
 
 @pytest.fixture
 def evaluate(main, model_folder, tmp_path):
-    """Runs the script and returns its result; the model is the tiny one unless another is named."""
+    """Runs the script, by default on the tiny model and without pictures, and returns its result."""
 
     def run(*arguments):
         model = () if "--model" in arguments else ("--model", str(model_folder))
-        options = ["--cpu", "--rounds", "1", "--limit", "2", "--pictures", "1", "--output", str(tmp_path / "out")]
+        options = ["--cpu", "--rounds", "1", "--limit", "2", "--pictures", "0", "--output", str(tmp_path / "out")]
         assert main([*model, *ALL, *options, *arguments]) == 0
         return Result.load(tmp_path / "out" / "result.json")
 
@@ -104,7 +104,7 @@ def quality(result):
 
 
 def test_default_rows_on_scenes(evaluate, tmp_path, capsys):
-    result = evaluate()
+    result = evaluate("--pictures", "1")
     names = [row.name for row in result.rows if row.kind == "clusters"]
     # The second stage: 2 of its 4 blocks at full resolution, then 1, with 3x3 and 2x2 clusters of 4x4 tokens.
     assert names == [

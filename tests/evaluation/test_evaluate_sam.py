@@ -109,7 +109,7 @@ def test_table_and_picture(evaluate, tmp_path, capsys):
     with Image.open(tmp_path / "out" / "scenes.png") as picture:
         assert picture.size[0] > 1000
     # Each image by itself, but for the rounding of other batches.
-    batches = evaluate("--batch-size", "3")
+    batches = evaluate("--batch-size", "3", "--pictures", "0")
     np.testing.assert_allclose(quality(batches), numbers, atol=0.02)
 
 
@@ -166,7 +166,7 @@ def test_sam_hq_and_an_accelerated_folder(evaluate, tmp_path):
     result = evaluate("--model", str(save(model, tmp_path / "hq")), "--accel", ACCEL)
     assert 0 < quality(result)[1, 0] < 1
     setting = ta.TokenClusteringConfig(cluster_after=1, cluster_grid=(2, 2), window=3, neighbors=2)
-    stored = evaluate("--model", str(save(ta.accelerate(model, setting), tmp_path / "fast")))
+    stored = evaluate("--model", str(save(ta.accelerate(model, setting), tmp_path / "fast")), "--pictures", "0")
     np.testing.assert_array_equal(quality(stored)[:2], quality(result)[:2])
 
 

@@ -50,6 +50,7 @@ from hf_tokaccel.evaluation.pictures import Panel, cluster_borders
 from hf_tokaccel.images import input_size, open_photographs, patch_size
 from hf_tokaccel.measure import speed
 from hf_tokaccel.measure.compilation import compile_model
+from hf_tokaccel.measure.progress import progress_bar
 from hf_tokaccel.rivals.build import Subject, resized, steps_at
 from hf_tokaccel.rivals.settings import default_settings, settings_to_show
 from hf_tokaccel.tuning.text import parse_accel
@@ -228,18 +229,18 @@ def test_patch_size_of_model_or_backbone():
 
 def test_default_settings_fit_depth_and_grid():
     settings = default_settings(Host(DPTConfig(num_hidden_layers=24)), (384, 512), DepthTask)
-    assert [(s.cluster_after, s.cluster_grid) for s in settings[::3]] == [(12, (18, 24)), (8, (16, 21)), (6, (12, 16))]
-    assert [s.expansion for s in settings[:3]] == ["nearest", "soft", "delta"]
-    assert settings_to_show(settings) == settings[5:6]
+    assert [(s.cluster_after, s.cluster_grid) for s in settings[::2]] == [(12, (18, 24)), (8, (16, 21)), (6, (12, 16))]
+    assert [s.expansion for s in settings[:2]] == ["nearest", "delta"]
+    assert settings_to_show(settings) == settings[3:4]
     hybrid = default_settings(Host(DPTConfig(is_hybrid=True)), (384, 384), DepthTask)
     assert hybrid[0].cluster_after == 6
     # Depths 2, 2, 6, 2 and windows of 7 x 7: the third stage.
     swin = default_settings(
         Host(DPTConfig(backbone_config=SwinConfig(out_indices=[1, 2, 3, 4]))), (384, 384), DepthTask
     )
-    assert [(s.cluster_after, s.cluster_grid) for s in swin[::3]] == [(7, (5, 5)), (6, (5, 5)), (6, (4, 4))]
+    assert [(s.cluster_after, s.cluster_grid) for s in swin[::2]] == [(7, (5, 5)), (6, (5, 5)), (6, (4, 4))]
     sam = default_settings(Host(SamConfig()), (1024, 1024), DepthTask)
-    assert [(s.cluster_after, s.cluster_grid) for s in sam[::3]] == [(6, (10, 10)), (4, (9, 9)), (3, (7, 7))]
+    assert [(s.cluster_after, s.cluster_grid) for s in sam[::2]] == [(6, (10, 10)), (4, (9, 9)), (3, (7, 7))]
     # 4 x 4 windows of an image, 45 x 45 tokens of 14 pixels, so 11 x 11 tokens each.
     rf_detr = default_settings(Host(RfDetrConfig()), (640, 640), DepthTask)
     assert rf_detr[0].cluster_grid == (8, 8)
@@ -427,21 +428,24 @@ def test_timing_is_interleaved_and_skips_the_warm_up():
         time_interleaved([lambda: None], rounds=0)
 
 
-def test_quick_functions_are_called_several_times_in_a_turn():
-    now, calls = [0.0], []
-
-    def taking(seconds, name):
-        def call():
-            calls.append(name)
-            now[0] += seconds
-
-        return call
-
-    times = speed.seconds_interleaved(
-        [taking(0.25, "quick"), taking(2.0, "slow")], rounds=2, warmup=1, clock=lambda: now[0], shortest=1.0
-    )
-    assert times == [[0.25, 0.25], [2.0, 2.0]]
-    assert calls == ["quick", "slow", *(2 * [*(4 * ["quick"]), "slow"])]
+def test_progress_in_a_log_is_lines_of_text(monkeypatch, capsys):
+    with progress_bar() as progress:
+        bar = progress.add_task("evaluating", total=3)
+        progress.advance(bar)
+        monkeypatch.setattr("hf_tokaccel.measure.progress.SECONDS_BETWEEN_LINES", 0)
+        bar = progress.add_task("timing", total=2)
+        for _ in range(3):
+            progress.advance(bar)
+    with progress_bar(False) as progress:
+        progress.advance(progress.add_task("silent", total=1))
+    said = capsys.readouterr()
+    assert [line.split(" after")[0] for line in said.err.splitlines()] == [
+        "evaluating: 0 of 3",  # and no second line within seconds
+        "timing: 0 of 2",
+        "timing: 1 of 2",
+        "timing: 2 of 2",  # once
+    ]
+    assert said.out == ""
 
 
 def test_speedup_is_paired_by_round():

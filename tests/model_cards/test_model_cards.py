@@ -21,7 +21,6 @@ from typer.main import get_command
 import hf_tokaccel as ta
 from hf_tokaccel.cli import app
 from hf_tokaccel.cli.accelerate import read_setting
-from hf_tokaccel.evaluation.scripts import NAMES, build_parser
 from hf_tokaccel.models.segmenter import SegmenterConfig
 from hf_tokaccel.tuning.text import parse_accels
 from model_cards.build import FOLDER, card_text
@@ -95,11 +94,9 @@ def test_commands_parse_and_name_the_setting(card, monkeypatch):
             assert read_setting(context.params["accel"], None, None) == setting
             assert (context.params["model"], str(context.params["out"])) == (card.base, card.name)
         if name == "evaluate":
-            task, *options = arguments
-            assert task in NAMES
-            parsed = build_parser(task, "test").parse_args(options)
-            assert parsed.model == card.base
-            assert parse_accels(parsed.accel) == [setting]
+            context = command.commands[arguments[0]].make_context(arguments[0], arguments[1:])
+            assert context.params["model"] == card.base
+            assert parse_accels(context.params["accel"]) == [setting]
     assert {"accelerate", "evaluate"} <= set(seen)
 
 

@@ -28,10 +28,10 @@ from benchmarks.paper_gflops import dpt, mask2former, segmenter, swag
 from hf_tokaccel.cli import app
 from hf_tokaccel.images import default_size
 from hf_tokaccel.models.segmenter import SegmenterConfig
-from hf_tokaccel.tuning import released as presets
+from hf_tokaccel.tuning import recommended as recipes
 from hf_tokaccel.tuning.encoder import describe_encoder
 from hf_tokaccel.tuning.recommended import Recommended
-from hf_tokaccel.tuning.released import RELEASED
+from hf_tokaccel.tuning.released import RELEASED, released_table
 from hf_tokaccel.tuning.text import parse_accel, parse_accels, resolve_accels
 from model_cards.settings import CARDS
 
@@ -96,7 +96,7 @@ def test_every_row_of_the_papers_is_there():
 
 @pytest.mark.parametrize("row", RELEASED.values(), ids=lambda row: row.name)
 def test_a_row_is_as_released_and_fits_its_model(row):
-    setting = Setting.released(row.name)
+    setting = ta.released(row.name)
     (height, width), after = setting.cluster_grid, setting.cluster_after
     assert row.name.endswith(f"-{height}x{width}-after-{after}")
     others = (setting.iterations, setting.window, setting.neighbors, setting.inverse_temperature)
@@ -118,19 +118,19 @@ def test_alpha_means_what_each_paper_means():
 
 def test_cards_say_presets():
     named = {card.name: card for card in CARDS}
-    sam = Setting.released("sam-9x9-after-6")
+    sam = ta.released("sam-9x9-after-6")
     assert Setting(**named["sam-vit-huge-tokaccel"].accel) == sam
     assert named["segmenter-vit-large-ade20k-tokaccel"].accel == RELEASED["segmenter-ade20k-28x28-after-10"].accel
     assert len({id(card.accel) for card in CARDS} & {id(row.accel) for row in RELEASED.values()}) == len(CARDS) - 2
 
 
 def test_overrides_change_fields():
-    changed = Setting.released("dpt-kitti-20x20-after-5", expansion="delta", cluster_grid=(18, 22))
-    assert changed == replace(Setting.released("dpt-kitti-20x20-after-5"), expansion="delta", cluster_grid=(18, 22))
+    changed = ta.released("dpt-kitti-20x20-after-5", expansion="delta", cluster_grid=(18, 22))
+    assert changed == replace(ta.released("dpt-kitti-20x20-after-5"), expansion="delta", cluster_grid=(18, 22))
     with pytest.raises(ValueError, match=r"unknown fields \['neighbours'\].*for example neighbors=10"):
-        Setting.released("dpt-kitti-20x20-after-5", neighbours=4)
+        ta.released("dpt-kitti-20x20-after-5", neighbours=4)
     with pytest.raises(ValueError, match=r"window=4 .*window=5"):
-        Setting.released("dpt-kitti-20x20-after-5", window=4)
+        ta.released("dpt-kitti-20x20-after-5", window=4)
 
 
 @pytest.mark.parametrize(
@@ -143,21 +143,21 @@ def test_overrides_change_fields():
 )
 def test_unknown_names_are_refused_with_those_like_them(name, near):
     with pytest.raises(ValueError, match=rf"preset '{name}' is not known \(near it: {near}.*for example"):
-        Setting.released(name)
+        ta.released(name)
     with pytest.raises(ValueError, match="must be one of") as error:
-        Setting.released("nothing like it")
+        ta.released("nothing like it")
     assert all(known in str(error.value) for known in RELEASED)
 
 
 def test_docs_show_the_table():
-    assert presets.released_table() in DOCUMENT.read_text(), "paste what `hf_tokaccel presets --markdown` prints"
+    assert released_table() in DOCUMENT.read_text(), "paste what `hf_tokaccel presets --markdown` prints"
 
 
 def test_docs_say_the_recipe():
     text = " ".join(DOCUMENT.read_text().split())
-    for name, value in presets.RECIPE.fields.items():
+    for name, value in recipes.RECIPE.fields.items():
         assert f'`{name}="{value}"`' in text
-    assert presets.RECIPE.last_blocks == 0
+    assert recipes.RECIPE.last_blocks == 0
     assert "clusters to the end of their span" in text
 
 
@@ -180,8 +180,8 @@ def test_docs_say_the_recipe():
 @pytest.mark.parametrize("speedup", [1.15, 1.5])
 @pytest.mark.parametrize("last", [0, 1])
 def test_the_ratio_is_reached_with_last_blocks_at_full_resolution_too(monkeypatch, config, size, speedup, last):
-    monkeypatch.setattr(presets, "RECIPE", replace(presets.RECIPE, last_blocks=last))
-    setting, encoder = Setting.recommended(config, size, speedup), describe_encoder(config, size)
+    monkeypatch.setattr(recipes, "RECIPE", replace(recipes.RECIPE, last_blocks=last))
+    setting, encoder = ta.recommended(config, size, speedup), describe_encoder(config, size)
     after, grid, until = setting.cluster_after, setting.cluster_grid, setting.reconstruct_after
     _, end = encoder.longest()
     assert until == (end - 1 if last else None)
@@ -204,7 +204,7 @@ def test_every_family_accepts_what_is_recommended_for_it():
         except ValueError:  # says none
             size = (384, 384)
         try:
-            setting = Setting.recommended(config, size)
+            setting = ta.recommended(config, size)
         except ValueError as error:
             refused[name] = str(error)
             continue
@@ -213,58 +213,58 @@ def test_every_family_accepts_what_is_recommended_for_it():
     # Their default backbones are none that can be accelerated.
     assert set(refused) == {"deimv2", "upernet"}
     assert all("cannot be accelerated" in said for said in refused.values())
-    assert Setting.recommended(UperNetConfig(backbone_config=SwinConfig(out_indices=[4])), 384)
-    assert Setting.recommended(Deimv2Config(backbone_config=DINOv3ViTConfig(out_indices=[5, 8, 11])), 640)
+    assert ta.recommended(UperNetConfig(backbone_config=SwinConfig(out_indices=[4])), 384)
+    assert ta.recommended(Deimv2Config(backbone_config=DINOv3ViTConfig(out_indices=[5, 8, 11])), 640)
 
 
 def test_hosts_for_which_parts_make_no_sense(monkeypatch):
-    segmenter = ta.accelerate_config(SEGMENTER, Setting.recommended(SEGMENTER, 512)).accel
+    segmenter = ta.accelerate_config(SEGMENTER, ta.recommended(SEGMENTER, 512)).accel
     assert segmenter["decode_clusters"] is False
-    assert Setting.recommended(SEGMENTER, 512, 1.7).decode_clusters is True
-    assert Setting.recommended(SEGMENTER, 512, 1.7, decode_clusters=False).decode_clusters is False
-    assert Setting.recommended(SEGMENTER, 512, 1.7, reconstruct_after=8).decode_clusters is None
-    on_clusters = Setting.recommended(SEGMENTER, 512, decode_clusters=True)
+    assert ta.recommended(SEGMENTER, 512, 1.7).decode_clusters is True
+    assert ta.recommended(SEGMENTER, 512, 1.7, decode_clusters=False).decode_clusters is False
+    assert ta.recommended(SEGMENTER, 512, 1.7, reconstruct_after=8).decode_clusters is None
+    on_clusters = ta.recommended(SEGMENTER, 512, decode_clusters=True)
     assert (on_clusters.expansion, on_clusters.reconstruct_after) == ("delta", None)
     assert ta.accelerate_config(SEGMENTER, on_clusters).accel["decode_clusters"] is True
-    assert Setting.recommended(Mask2FormerConfig(backbone_config=SWINV2), 256).similarity_on == "tokens"
-    monkeypatch.setattr(presets, "RECIPE", replace(presets.RECIPE, last_blocks=1))
+    assert ta.recommended(Mask2FormerConfig(backbone_config=SWINV2), 256).similarity_on == "tokens"
+    monkeypatch.setattr(recipes, "RECIPE", replace(recipes.RECIPE, last_blocks=1))
     classifier = ViTConfig(architectures=["ViTForImageClassification"])
-    assert Setting.recommended(classifier, 384).reconstruct_after is None
-    assert Setting.recommended(ViTConfig(architectures=["ViTModel"]), 384).reconstruct_after == 11
+    assert ta.recommended(classifier, 384).reconstruct_after is None
+    assert ta.recommended(ViTConfig(architectures=["ViTModel"]), 384).reconstruct_after == 11
     # The queries join the last 4 of 24 blocks.
-    assert Setting.recommended(EomtConfig(), 640).reconstruct_after == 19
+    assert ta.recommended(EomtConfig(), 640).reconstruct_after == 19
 
 
 def test_fewer_blocks_are_left_at_full_resolution_where_the_ratio_asks_for_it(monkeypatch):
     config = ViTConfig(num_hidden_layers=3, hidden_size=192, num_attention_heads=3)
-    monkeypatch.setattr(presets, "RECIPE", replace(presets.RECIPE, last_blocks=1))
-    mild, bold = (Setting.recommended(config, 384, speedup) for speedup in (1.69, 1.7))
+    monkeypatch.setattr(recipes, "RECIPE", replace(recipes.RECIPE, last_blocks=1))
+    mild, bold = (ta.recommended(config, 384, speedup) for speedup in (1.69, 1.7))
     assert (mild.reconstruct_after, bold.reconstruct_after) == (2, None)
-    monkeypatch.setattr(presets, "RECIPE", replace(presets.RECIPE, last_blocks=2, bold=9))
-    found = [Setting.recommended(config, 384, speedup).reconstruct_after for speedup in (1.2, 2, 4)]
+    monkeypatch.setattr(recipes, "RECIPE", replace(recipes.RECIPE, last_blocks=2, bold=9))
+    found = [ta.recommended(config, 384, speedup).reconstruct_after for speedup in (1.2, 2, 4)]
     assert found == [1, 2, None]
 
 
 def test_the_recipe_is_one_table(monkeypatch):
-    monkeypatch.setattr(presets, "RECIPE", replace(presets.RECIPE, last_blocks=1))
-    plain = Setting.recommended(ViTConfig(), 384)
+    monkeypatch.setattr(recipes, "RECIPE", replace(recipes.RECIPE, last_blocks=1))
+    plain = ta.recommended(ViTConfig(), 384)
     fields = {"expansion": "soft", "neighbors": 7}
-    monkeypatch.setattr(presets, "RECIPE", replace(presets.RECIPE, fields=fields, last_blocks=3))
-    changed = Setting.recommended(ViTConfig(), 384)
+    monkeypatch.setattr(recipes, "RECIPE", replace(recipes.RECIPE, fields=fields, last_blocks=3))
+    changed = ta.recommended(ViTConfig(), 384)
     assert (changed.expansion, changed.neighbors, changed.similarity_on) == ("soft", 7, "tokens")
     assert (plain.reconstruct_after, changed.reconstruct_after) == (11, 9)
-    monkeypatch.setattr(presets, "RECIPE", replace(presets.RECIPE, last_blocks=1, share=(0.0, 0.0)))
-    fewest = Setting.recommended(ViTConfig(), 384)
+    monkeypatch.setattr(recipes, "RECIPE", replace(recipes.RECIPE, last_blocks=1, share=(0.0, 0.0)))
+    fewest = ta.recommended(ViTConfig(), 384)
     assert fewest.cluster_after > plain.cluster_after
     assert fewest.cluster_grid < plain.cluster_grid
 
 
 def test_overrides_of_a_recommended_setting():
-    free = Setting.recommended(ViTConfig(), 384, 1.5, neighbors=4, reconstruct_after=None)
+    free = ta.recommended(ViTConfig(), 384, 1.5, neighbors=4, reconstruct_after=None)
     assert (free.neighbors, free.reconstruct_after) == (4, None)
-    early = Setting.recommended(ViTConfig(), 384, 1.5, reconstruct_after=8)
+    early = ta.recommended(ViTConfig(), 384, 1.5, reconstruct_after=8)
     encoder = describe_encoder(ViTConfig(), 384)
-    assert Setting.recommended(ViTConfig(), 384) == Setting.recommended(ViTConfig(), 384, presets.SPEEDUP)
+    assert ta.recommended(ViTConfig(), 384) == ta.recommended(ViTConfig(), 384, recipes.SPEEDUP)
     assert early.reconstruct_after == 8
     assert encoder.flops / encoder.clustered(early.cluster_after, early.cluster_grid, 8) >= 1.5
     assert early.cluster_grid < free.cluster_grid or early.cluster_after < free.cluster_after
@@ -272,9 +272,9 @@ def test_overrides_of_a_recommended_setting():
 
 def test_a_budget_that_cannot_be_met_says_the_best_that_can():
     with pytest.raises(ValueError, match=r"speedup=40 cannot be reached.*the best .* is (\d+\.\d+)") as error:
-        Setting.recommended(SWINV2, 256, 40)
+        ta.recommended(SWINV2, 256, 40)
     best = float(re.search(r"is (\d+\.\d+)", str(error.value))[1])
-    at_best = Setting.recommended(SWINV2, 256, best)
+    at_best = ta.recommended(SWINV2, 256, best)
     assert (at_best.cluster_grid, at_best.reconstruct_after) == ((1, 1), None)
 
 
@@ -298,22 +298,22 @@ def test_a_budget_that_cannot_be_met_says_the_best_that_can():
 )
 def test_bad_input_is_refused(config, arguments, message):
     with pytest.raises(ValueError, match=message):
-        Setting.recommended(config, 256, **arguments)
+        ta.recommended(config, 256, **arguments)
 
 
 # By name on the command line
 
 
 def test_presets_are_read_where_settings_are():
-    assert parse_accel("released:sam-9x9-after-6") == Setting.released("sam-9x9-after-6")
-    assert parse_accel(" released:sam-9x9-after-6,window=7") == Setting.released("sam-9x9-after-6", window=7)
+    assert parse_accel("released:sam-9x9-after-6") == ta.released("sam-9x9-after-6")
+    assert parse_accel(" released:sam-9x9-after-6,window=7") == ta.released("sam-9x9-after-6", window=7)
     assert parse_accels(["recommended", "recommended:2,neighbors=4"]) == [
         Recommended(1.5),
         Recommended(2.0, {"neighbors": 4}),
     ]
     plain = Setting(cluster_after=3, cluster_grid=12)
     resolved = resolve_accels([plain, Recommended(2.0, {"neighbors": 4})], ViTConfig(), (384, 384))
-    assert resolved == [plain, Setting.recommended(ViTConfig(), 384, 2, neighbors=4)]
+    assert resolved == [plain, ta.recommended(ViTConfig(), 384, 2, neighbors=4)]
 
 
 @pytest.mark.parametrize(
@@ -346,8 +346,8 @@ def test_the_command_lists_them():
 
     listed = json.loads(run("--json").stdout)
     assert [entry["name"] for entry in listed] == list(RELEASED)
-    assert Setting.from_dict(listed[0]["accel"]) == Setting.released(listed[0]["name"])
-    assert run("--markdown").stdout.strip() == presets.released_table()
+    assert Setting.from_dict(listed[0]["accel"]) == ta.released(listed[0]["name"])
+    assert run("--markdown").stdout.strip() == released_table()
     assert "8 presets" in run("mask2former").stdout
     done = run("resnet")
     assert done.exit_code == 2

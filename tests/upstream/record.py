@@ -57,10 +57,11 @@ def _versions() -> str:
 
 
 def _source_of(control: type) -> str:
-    """A digest of what this repository says of a control: how controls run, and its classes that lie elsewhere."""
-    files = {cls: Path(inspect.getfile(cls)).resolve() for cls in control.__mro__ if cls is not object}
-    own = [cls for cls, file in files.items() if HERE.parent in file.parents and HERE not in file.parents]
-    said = [(HERE / name).read_text() for name in ("base.py", "loading.py")] + [*map(inspect.getsource, own)]
+    """A digest of what the tests say of a control: how controls run, its class and those that it inherits from."""
+    files = [HERE / name for name in ("base.py", "loading.py")]
+    where = {cls: Path(inspect.getfile(cls)).resolve() for cls in control.__mro__ if cls is not object}
+    own = [cls for cls, file in where.items() if HERE in file.parents and file not in files]
+    said = [file.read_text() for file in files] + [inspect.getsource(cls) for cls in own]
     return hashlib.sha256("".join(said).encode()).hexdigest()[:12]
 
 
@@ -75,8 +76,8 @@ def _record(control: type) -> dict:
 
 
 def main() -> None:
-    """Let pytest import the test modules, wherever they lie, and run the controls that they define."""
-    files = map(str, HERE.parent.rglob("test_upstream_*.py"))
+    """Let pytest import the test modules, and run the controls that they define."""
+    files = map(str, HERE.glob("test_upstream_*.py"))
     if pytest.main(["--collect-only", "-qq", "-n0", "-p", "no:cacheprovider", *files]):
         raise SystemExit("the test modules cannot be collected, see above")
     base = next(module for name, module in [*sys.modules.items()] if name.endswith("upstream.base"))

@@ -13,7 +13,6 @@ import torch
 from ...images import read_image
 from ...measure.metrics.depth import DepthProtocol
 from ..datasets import (
-    TABLES,
     MappedSamples,
     Rule,
     check_columns,
@@ -24,8 +23,9 @@ from ..datasets import (
     read_map,
     read_row,
 )
+from .options import SPECIFICATIONS
 
-SPECIFICATIONS = f"scenes, nyuv2:DIR, kitti:DIR, {TABLES}"
+DEFAULT_SCENES = 100  # fewer than elsewhere, since README's first command is to end soon
 
 
 @dataclass(frozen=True)
@@ -192,7 +192,8 @@ def open_depth_dataset(
     check_limit(limit)
     kind, colon, folder = specification.partition(":")
     if specification == "scenes":
-        scenes = open_scenes("any", split, limit, seed, size, depth=lambda item: item["depth"])
+        count = DEFAULT_SCENES if limit is None else limit
+        scenes = open_scenes("any", split, count, seed, size, depth=lambda item: item["depth"])
         dataset = DepthDataset(f"scenes ({split}, seed {seed})", scenes)
     elif colon and kind in LAYOUTS:
         dataset = _open_layout(kind, folder, limit)

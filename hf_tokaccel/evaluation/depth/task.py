@@ -13,17 +13,16 @@ from torch import Tensor
 from transformers import AutoModelForDepthEstimation
 from transformers.models.auto.modeling_auto import MODEL_FOR_DEPTH_ESTIMATION_MAPPING
 
+from ...checkpoint import ModelKind
 from ...hosts.track import observe_clusters
 from ...measure.metrics.depth import ALIGNMENTS, DEPTH_METRICS, DepthProtocol, metrics_from_sums
 from ...measure.variant import Variant
-from ..models import ModelKind
 from ..pictures import Panel
 from ..task import Summary, Task
 from .pictures import draw_photographs, draw_scenes, relative_difference
 
 DEPTH_MODELS = ModelKind(
-    auto=AutoModelForDepthEstimation,
-    mapping=MODEL_FOR_DEPTH_ESTIMATION_MAPPING,
+    autos={AutoModelForDepthEstimation: MODEL_FOR_DEPTH_ESTIMATION_MAPPING},
     lacks="estimates no depth",
     trained_for="depth",
     example="Intel/dpt-large",
@@ -72,7 +71,7 @@ class DepthTask(Task):
     # Half, two thirds and three quarters of the layers on clusters, from careful to bold. The weights sum to one: the
     # released l2 weights would change the scale of what a regression head reads.
     shares = ((1 / 2, 3 / 4), (1 / 3, 2 / 3), (1 / 4, 1 / 2))
-    variations = tuple({"expansion": name, "normalization": "l1"} for name in ("nearest", "soft", "delta"))
+    variations = tuple({"expansion": name, "normalization": "l1"} for name in ("nearest", "delta"))
 
     def __init__(self, processor, protocol: DepthProtocol):
         self.processor, self.protocol = processor, protocol

@@ -19,8 +19,8 @@ from ...measure.metrics.coco import load_coco_tools
 from ...scenes import CLASS_NAMES
 from ...scenes._classes import NUM_STUFF
 from ..datasets import MappedSamples, check_limit, open_scenes
+from .options import SPECIFICATIONS
 
-SPECIFICATIONS = "scenes, scenes:any, coco:DIR (annotations/instances_SPLIT.json + SPLIT/), coco:FILE.json"
 MAX_NAMED = 5  # wrong entries that an error message names
 # Released checkpoints name six of COCO's classes as Pascal VOC does.
 VOC_NAMES = {

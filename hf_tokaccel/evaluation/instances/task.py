@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import (
-    AutoConfig,
     AutoModelForInstanceSegmentation,
     AutoModelForObjectDetection,
     AutoModelForUniversalSegmentation,
@@ -24,52 +23,25 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING,
 )
 
+from ...checkpoint import ModelKind
 from ...hosts.track import observe_clusters
 from ...measure.metrics.coco import NAN, ImageRecord, average_precision
 from ...measure.variant import Variant
-from ..models import ModelKind
 from ..pictures import Panel
 from ..task import Summary, Task
 from .data import InstanceDataset, annotation_masks, encode_mask
 from .pictures import Instances, count_matches, draw_instances
 
 _ELSEWHERE = ("detr", "videomt")  # Transformers gives masks of DETR that share out the pixels; VidEoMT has videos.
-SEGMENTING = {
-    AutoModelForUniversalSegmentation: [
-        c for c in MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING if c.model_type not in _ELSEWHERE
-    ],
-    AutoModelForInstanceSegmentation: MODEL_FOR_INSTANCE_SEGMENTATION_MAPPING,
-}
-DETECTING = {AutoModelForObjectDetection: MODEL_FOR_OBJECT_DETECTION_MAPPING}
 SHOWN = 0.5  # least score in pictures
-
-
-class AutoModelForInstances:
-    """Loads what a configuration names: a model with masks, or one with boxes alone."""
-
-    @staticmethod
-    def from_pretrained(name: str, **options):
-        config = AutoConfig.from_pretrained(name)
-        # RF-DETR has one configuration for both, and only its folder says which it is.
-        boxes = any("ObjectDetection" in name for name in config.architectures or ())
-        ordered = DETECTING | SEGMENTING if boxes else SEGMENTING | DETECTING
-        auto = next(auto for auto, mapping in ordered.items() if type(config) in mapping)
-        return auto.from_pretrained(name, **options)
-
-
-class _AnyMapping:
-    """Configuration classes of several mappings."""
-
-    def __contains__(self, config: type) -> bool:
-        return any(config in mapping for mapping in (SEGMENTING | DETECTING).values())
-
-    def __iter__(self):
-        return iter({config for mapping in (SEGMENTING | DETECTING).values() for config in mapping})
-
-
 INSTANCE_MODELS = ModelKind(
-    auto=AutoModelForInstances,
-    mapping=_AnyMapping(),
+    autos={
+        AutoModelForUniversalSegmentation: [
+            c for c in MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING if c.model_type not in _ELSEWHERE
+        ],
+        AutoModelForInstanceSegmentation: MODEL_FOR_INSTANCE_SEGMENTATION_MAPPING,
+        AutoModelForObjectDetection: MODEL_FOR_OBJECT_DETECTION_MAPPING,
+    },
     lacks="finds no objects",
     trained_for="object detection or instance segmentation",
     example="facebook/mask2former-swin-tiny-coco-instance",

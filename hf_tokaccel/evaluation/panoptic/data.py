@@ -18,9 +18,8 @@ from ...measure.metrics.panoptic import CROWD, STEP, code, segment_map
 from ...scenes import CLASS_NAMES
 from ...scenes._classes import NUM_STUFF
 from ..datasets import MappedSamples, check_limit, open_scenes, read_map
+from .options import MATCHES, SPECIFICATIONS
 
-SPECIFICATIONS = "scenes, scenes:any, coco:DIR, ade20k:DIR"
-MATCHES = ("names", "order")
 MAX_NAMED = 3  # of many mistakes in a file, those that an error message names
 _LARGEST_ID = 256**3 - 1
 

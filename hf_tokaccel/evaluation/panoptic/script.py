@@ -1,59 +1,47 @@
-"""Panoptic segmentation, dense against accelerated: quality, speed and cost in one table, as JSON, and as pictures.
-
-hf_tokaccel evaluate panoptic
-hf_tokaccel evaluate panoptic --model MODEL --dataset coco:DIR
-hf_tokaccel evaluate panoptic --model MODEL --dataset ade20k:DIR --threshold 0.8
-hf_tokaccel evaluate panoptic --accel cluster_after=7,cluster_grid=4x4,expansion=delta --images
-accelerate launch --multi_gpu --num_processes 2 -m hf_tokaccel.cli evaluate panoptic --cpu
-"""
-
-import argparse
+"""What the evaluation of panoptic segmentation loads."""
 
 import torch
 
+from ...checkpoint import load_checkpoint
 from ...images import input_size
 from ...reference import reference_model_path
-from ..models import load_model
 from ..queries import give_task_input
-from ..script import Loaded, common_parser
-from .data import MATCHES, SPECIFICATIONS, open_panoptic_dataset
+from ..script import Loaded
+from .data import open_panoptic_dataset
+from .options import PanopticOptions
 from .task import PANOPTIC_MODELS, PanopticProtocol, PanopticTask, class_names, things_without_data
 
 
-def build_parser(description: str = __doc__) -> argparse.ArgumentParser:
-    parser = common_parser(
-        description, what="panoptic segmentation", datasets=SPECIFICATIONS, output="outputs/evaluate_panoptic"
-    )
-    add = parser.add_argument
-    add("--match", default="names", help=f"pairs categories with the model's classes by: {', '.join(MATCHES)}")
-    add("--threshold", type=float, help="score from which a query counts (default: the image processor's)")
-    add("--overlap", type=float, help="share of its mask that a segment must keep (default: the image processor's)")
-    return parser
-
-
-def load(args: argparse.Namespace, device: torch.device) -> Loaded:
-    folder = args.model or reference_model_path("panoptic")
-    dense, stored, processor = load_model(folder, PANOPTIC_MODELS, dtype=args.dtype, device=device)
-    give_task_input(dense, str(folder))
+def load(options: PanopticOptions, device: torch.device) -> Loaded:
+    folder = options.model or reference_model_path("panoptic")
+    checkpoint = load_checkpoint(folder, kind=PANOPTIC_MODELS, dtype=options.dtype, device=device)
+    dense, processor = checkpoint.model, checkpoint.processor
+    give_task_input(dense, checkpoint.source)
     labels = class_names(dense.config)
     dataset = None
-    if args.images is None:
+    if options.images is None:
         dataset = open_panoptic_dataset(
-            args.dataset,
+            options.dataset,
             labels=labels,
-            split=args.split,
-            limit=args.limit,
-            seed=args.seed,
+            split=options.split,
+            limit=options.limit,
+            seed=options.seed,
             size=input_size(processor),
-            match=args.match,
+            match=options.match,
         )
     protocol = PanopticProtocol(
         class_names=labels,
         things=things_without_data(labels) if dataset is None else dataset.things,
-        threshold=args.threshold,
-        overlap=args.overlap,
-        match=args.match,
+        threshold=options.threshold,
+        overlap=options.overlap,
+        match=options.match,
         void="none" if dataset is None else dataset.void,
-        seed=args.seed,
+        seed=options.seed,
     )
-    return Loaded(args.model or "reference panoptic model", dense, stored, PanopticTask(processor, protocol), dataset)
+    return Loaded(
+        options.model or "reference panoptic model",
+        dense,
+        checkpoint.accel,
+        PanopticTask(processor, protocol),
+        dataset,
+    )

@@ -13,9 +13,9 @@ from torch import Tensor
 from transformers import AutoModelForUniversalSegmentation
 from transformers.models.auto.modeling_auto import MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING
 
+from ...checkpoint import ModelKind
 from ...measure.metrics.bootstrap import bootstrap, interval
 from ...measure.metrics.panoptic import METRICS, code, image_sums, metrics_from_sums, num_sums, segment_map
-from ..models import ModelKind
 from ..pictures import Panel
 from ..queries import QueryTask, at_input_size, is_whole
 from ..task import Summary
@@ -24,8 +24,11 @@ from .pictures import draw_panoptic
 _PARTS = [f"{name}{part}" for part in ("", "_things", "_stuff") for name in METRICS]
 _ELSEWHERE = ("detr", "videomt")  # These predict something else than one class and one mask per query and image.
 PANOPTIC_MODELS = ModelKind(
-    auto=AutoModelForUniversalSegmentation,
-    mapping=[c for c in MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING if c.model_type not in _ELSEWHERE],
+    autos={
+        AutoModelForUniversalSegmentation: [
+            c for c in MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING if c.model_type not in _ELSEWHERE
+        ]
+    },
     lacks="does no panoptic segmentation of images by queries with masks",
     trained_for="panoptic segmentation",
     example="facebook/mask2former-swin-tiny-coco-panoptic",

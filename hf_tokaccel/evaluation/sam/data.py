@@ -14,10 +14,9 @@ from torch import Tensor
 from ...checks import first_line
 from ...images import open_photographs, read_image
 from ..datasets import MappedSamples, check_limit
+from .options import EXAMPLE, SPECIFICATIONS
 
-SPECIFICATIONS = "photographs (of scikit-image), or a folder of images"
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
-EXAMPLE = '{"cat.jpg": {"points": [[320, 240]], "boxes": [[10, 20, 200, 160]]}}'
 
 
 @dataclass(frozen=True)

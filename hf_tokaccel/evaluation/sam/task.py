@@ -13,20 +13,19 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import AutoModelForMaskGeneration, SamConfig, SamHQConfig
 
+from ...checkpoint import ModelKind
 from ...hosts.track import observe_clusters
 from ...measure.metrics.bootstrap import bootstrap, interval
 from ...measure.variant import Variant
 from ...models.sam import TokAccelSamConfig
 from ...models.sam_hq import TokAccelSamHQConfig
-from ..models import ModelKind
 from ..pictures import Panel
 from ..task import Summary, Task
 from .data import Prompts, grid_prompts
 from .pictures import draw_masks
 
 SAM_MODELS = ModelKind(
-    auto=AutoModelForMaskGeneration,
-    mapping=(SamConfig, SamHQConfig, TokAccelSamConfig, TokAccelSamHQConfig),
+    autos={AutoModelForMaskGeneration: (SamConfig, SamHQConfig, TokAccelSamConfig, TokAccelSamHQConfig)},
     lacks="is no SAM whose vision encoder can be accelerated",
     trained_for="SAM or SAM-HQ",
     example="facebook/sam-vit-base",

@@ -14,7 +14,6 @@ from ...images import read_image
 from ...measure.metrics.segmentation import IGNORED
 from ...scenes import CLASS_NAMES
 from ..datasets import (
-    TABLES,
     MappedSamples,
     Rule,
     check_columns,
@@ -25,10 +24,7 @@ from ..datasets import (
     read_map,
     read_row,
 )
-
-SPECIFICATIONS = (
-    f"scenes, scenes:any, ade20k:DIR, cityscapes:DIR, pascal_context59:DIR, pascal_context60:DIR, {TABLES}"
-)
+from .options import SPECIFICATIONS
 
 
 @dataclass(frozen=True)

@@ -11,23 +11,24 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForSemanticSegmentation, AutoModelForUniversalSegmentation
+from transformers import AutoModelForSemanticSegmentation, AutoModelForUniversalSegmentation
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING,
     MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING,
 )
 
+from ...checkpoint import ModelKind
 from ...hosts.track import observe_clusters
 from ...images import patch_size
 from ...measure.metrics.bootstrap import bootstrap, interval
 from ...measure.metrics.segmentation import image_sums, metrics_from_counts, num_sums
 from ...measure.variant import Variant
-from ..models import ModelKind
 from ..pictures import Panel
 from ..queries import QueryTask, at_input_size
 from ..task import Summary, Task, add_label
 from ..windows import Windows
 from .data import SegmentationDataset
+from .options import INFERENCES
 from .pictures import draw_segmentation
 
 # Queries whose classes and masks make a semantic map; EoMT cuts images into parts of its own, DETR shares out pixels.
@@ -35,27 +36,15 @@ _QUERIES = ("mask2former", "maskformer", "oneformer")
 QUERY_MODELS = [
     c for c in MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING if c.model_type.removeprefix("tokaccel_") in _QUERIES
 ]
-
-
-class AutoModelForSemantics:
-    """Loads what a configuration names: a model with logits of every pixel, or one with queries."""
-
-    @staticmethod
-    def from_pretrained(name: str, **options):
-        queries = type(AutoConfig.from_pretrained(name)) in QUERY_MODELS
-        return (AutoModelForUniversalSegmentation if queries else AutoModelForSemanticSegmentation).from_pretrained(
-            name, **options
-        )
-
-
 SEGMENTATION_MODELS = ModelKind(
-    auto=AutoModelForSemantics,
-    mapping=[*MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING, *QUERY_MODELS],
+    autos={
+        AutoModelForSemanticSegmentation: MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING,
+        AutoModelForUniversalSegmentation: QUERY_MODELS,
+    },
     lacks="does no semantic segmentation",
     trained_for="semantic segmentation",
     example="Intel/dpt-large-ade",
 )
-INFERENCES = ("auto", "whole", "sliding")
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,8 @@ from torch.nn import functional as F
 from torch.utils.data import Dataset, Sampler
 from torchvision.transforms.v2 import functional as V
 
-from ...evaluation.datasets import TABLES, check_columns, load_table, read_row
+from ...evaluation.datasets import check_columns, load_table, read_row
+from ...evaluation.options import TABLES
 from ...scenes import CLASS_NAMES, render_scenes
 
 BUILT_IN = ("digits", "scenes")
