@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Container, Mapping
+from collections.abc import Callable, Collection, Container, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,6 +47,25 @@ class Checkpoint:
     def base_model(self) -> str | None:
         """The Hub id, None for a folder."""
         return None if Path(self.source).is_dir() else self.source
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """Configuration classes of a mapping whose model types fit, looked up anew: families register when asked for.
+
+    Attributes:
+        mapping: of an Auto class.
+        fits: says so of a model type.
+    """
+
+    mapping: Collection[type]
+    fits: Callable[[str], bool]
+
+    def __contains__(self, config: type) -> bool:
+        return config in self.mapping and self.fits(config.model_type)
+
+    def __iter__(self) -> Iterator[type]:
+        return (config for config in self.mapping if self.fits(config.model_type))
 
 
 @dataclass(frozen=True)
