@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import gc
-import json
 import statistics
 import subprocess
 import time
@@ -11,8 +9,11 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
+from PIL import Image
 
-from hf_tokaccel.evaluation import describe_environment
+from hf_tokaccel.measure.environment import describe_environment
+from hf_tokaccel.measure.speed import seconds_interleaved
+from hf_tokaccel.results.files import write_json
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -31,38 +32,15 @@ def stamp(paths: Iterable[str], device: torch.device | str | None = None) -> dic
 
 
 def interleaved(
-    functions: dict[str, Callable[[], object]],
-    rounds: int,
-    clock: Callable[[], float] = time.perf_counter,
-    shortest: float = 0.01,
+    functions: dict[str, Callable[[], object]], rounds: int, clock: Callable[[], float] = time.perf_counter
 ) -> dict[str, list[float]]:
-    """Seconds per call of each function, one entry per round.
-
-    Every round times every function once, so that a change of the machine's speed hits all of them; compare within
-    rounds. Functions faster than `shortest` seconds are called several times per round. The first two calls are thrown
-    away.
+    """Seconds per call of each function, one entry per round; those that are quick run several times in each.
 
     Args:
         clock: `time.thread_time`, with one thread, leaves out the time that other processes took from this one.
     """
-    repeats = {}
-    for name, function in functions.items():
-        function()
-        start = clock()
-        function()
-        repeats[name] = max(1, round(shortest / (clock() - start)))
-    times: dict[str, list[float]] = {name: [] for name in functions}
-    gc.disable()
-    try:
-        for _ in range(rounds):
-            for name, function in functions.items():
-                start = clock()
-                for _ in range(repeats[name]):
-                    function()
-                times[name].append((clock() - start) / repeats[name])
-    finally:
-        gc.enable()
-    return times
+    calls = list(functions.values())
+    return dict(zip(functions, seconds_interleaved(calls, rounds=rounds, clock=clock, shortest=0.01), strict=True))
 
 
 def summary(values: list[float]) -> dict[str, float]:
@@ -76,25 +54,14 @@ def ratios(values: list[float], base: list[float]) -> dict[str, float]:
     return summary([value / unit for value, unit in zip(values, base, strict=True)])
 
 
-def peak_bytes(function: Callable[[], object]) -> int:
-    """How far a call raises this process's resident memory (Linux). Use a fresh process for each measurement."""
-    gc.collect()
-    Path("/proc/self/clear_refs").write_text("5")  # sets the high-water mark back to what is resident now
-    before = _status("VmRSS")
-    function()
-    return _status("VmHWM") - before
-
-
-def _status(field: str) -> int:
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(f"{field}:"):
-            return int(line.split()[1]) * 1024
-    raise RuntimeError(f"/proc/self/status has no {field}; memory is measured on Linux only.")
+def shrink(picture: Path) -> None:
+    """256 colours: what is committed stays in history for ever."""
+    Image.open(picture).convert("RGB").quantize(256).save(picture, optimize=True)
 
 
 def save(name: str, result: dict) -> Path:
     """Write `result` to benchmarks/results."""
     RESULTS.mkdir(parents=True, exist_ok=True)
     path = RESULTS / f"{name}.json"
-    path.write_text(json.dumps(result, indent=2) + "\n")
+    write_json(path, result)
     return path

@@ -5,19 +5,18 @@ python -m benchmarks.readme --check  exit with 1 where a page differs
 """
 
 import json
-import re
 import sys
 from pathlib import Path
 
-from PIL import Image
-
 import hf_tokaccel as ta
-from benchmarks import semantic_dense, semantic_tokens, tune
-from benchmarks.common import ROOT
+from benchmarks import semantic_dense, semantic_tokens, swin_stage, tune
+from benchmarks.common import ROOT, shrink
 from benchmarks.method import ITERATIONS, NEIGHBORS, TARGETS
 from benchmarks.quality import page as quality
-from benchmarks.swin_stage import TARGET as STAGE_TARGET
-from hf_tokaccel.evaluation import Result, to_markdown
+from hf_tokaccel.results.marked import fill_marked, marked_places
+from hf_tokaccel.results.report import Where, markdown_table
+from hf_tokaccel.results.rows import Result
+from hf_tokaccel.results.tables import to_markdown
 
 EVALUATIONS = sorted((ROOT / "docs").glob("evaluate_*"))  # as examples/evaluate_*.py --output wrote them
 PAGES = [ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in ("models", "semantic_tokens", "settings"))]
@@ -32,7 +31,7 @@ def method_table() -> str:
     path = max((ROOT / "benchmarks" / "results").glob("method-cpu-*.json"))
     result = json.loads(path.read_text())
     clocks = [name for name, part in result["layer"].items() if "layers" in part]
-    lines = [["", *(f"{name}, share of a layer" for name in clocks), "target"], ["---", *["---:"] * (len(clocks) + 1)]]
+    headings, lines = ["", *(f"{name}, share of a layer" for name in clocks), "target"], []
     for window, target in TARGETS.items():
         for name, label in METHOD_ROWS.items():
             shares = [result["layer"][clock]["layers"][name.format(window)]["median"] for clock in clocks]
@@ -47,7 +46,7 @@ def method_table() -> str:
     )
     return "\n".join(
         [
-            *(f"| {' | '.join(line)} |" for line in lines),
+            markdown_table(headings, lines),
             "",
             f"1600 to 784 tokens of width 1024, {ITERATIONS} iterations, k = {NEIGHBORS}, float32, batch 1. Making "
             f"a plan costs that many times a reconstruction from a ready one: {again}. Growth from 1k to 64k tokens "
@@ -61,20 +60,7 @@ def swin_stage_table() -> str:
     """What `python -m benchmarks.swin_stage` printed, newest CPU result."""
     path = max((ROOT / "benchmarks" / "results").glob("swin_stage-cpu-*.json"))
     result = json.loads(path.read_text())
-    headings = [
-        "setting of",
-        "dense stage, s",
-        "clustered stage, s",
-        "speed",
-        "clustering and reconstruction",
-        "target",
-    ]
-    lines = [headings, ["---", *["---:"] * (len(headings) - 1)]]
-    for name, row in result["rows"].items():
-        seconds = [f"{row['seconds'][kind]['median']:.2f}" for kind in ("dense stage", "clustered stage")]
-        speed, share = f"{row['speedup']['median']:.2f}x", f"{100 * row['share']['median']:.1f} % of the stage"
-        lines.append([name, *seconds, speed, share, f"{100 * STAGE_TARGET:.0f} %"])
-    return "\n".join([*(f"| {' | '.join(line)} |" for line in lines), "", _where(result, path)])
+    return f"{swin_stage.sheet(result['rows']).to_markdown()}\n{_where(result, path)}"
 
 
 def semantic_tables() -> dict[str, str]:
@@ -108,11 +94,9 @@ def tune_table() -> str:
 
 
 def _where(result: dict, path: Path) -> str:
-    machine, versions = result["machine"], result["versions"]
-    return (
-        f"{machine['processor']}, {machine['cores']} cores; torch {versions['torch']}, transformers "
-        f"{versions['transformers']}; commit {result['git']['commit'][:10]}; `{path.relative_to(ROOT)}`."
-    )
+    machine, where = result["machine"], Where.of(result, changed=False)
+    device = f"{machine['processor']}, {machine['cores']} cores"
+    return f"{device}; {where.versions}; {where.commit}; `{path.relative_to(ROOT)}`."
 
 
 def tables() -> dict[str, str]:
@@ -128,27 +112,12 @@ def tables() -> dict[str, str]:
     }
 
 
-def places(text: str) -> set[str]:
-    """Names of the marked places of a page."""
-    return set(re.findall(r"<!-- begin: (\w+) -->", text))
-
-
 def fill(page: Path) -> str:
     """The text of a page with every marked place filled anew; each table has a place on one page at least."""
-    text, filled = page.read_text(), tables()
-    missing = set(filled) - set().union(*(places(other.read_text()) for other in PAGES))
+    filled = tables()
+    missing = set(filled) - set().union(*(marked_places(other.read_text()) for other in PAGES))
     assert not missing, f"no page has a place for {sorted(missing)}"
-    unknown = places(text) - set(filled)
-    assert not unknown, f"no result for the places {sorted(unknown)} of {page.name}"
-    for name in places(text):
-        place = re.compile(rf"(<!-- begin: {name} -->\n).*?(<!-- end: {name} -->)", re.DOTALL)
-        text = place.sub(lambda match, table=filled[name]: f"{match[1]}\n{table}\n\n{match[2]}", text)
-    return text
-
-
-def shrink(picture: Path) -> None:
-    """256 colours: what is committed stays in history for ever."""
-    Image.open(picture).convert("RGB").quantize(256).save(picture, optimize=True)
+    return fill_marked(page.read_text(), filled)
 
 
 def main() -> int:

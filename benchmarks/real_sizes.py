@@ -23,6 +23,7 @@ from rich.console import Console
 from benchmarks.common import RESULTS, ROOT
 from hf_tokaccel.bench import BenchResult, bench, parse_mode, to_markdown, to_table
 from hf_tokaccel.bench.subject import load_subject
+from hf_tokaccel.results.marked import write_marked
 
 PAGE = ROOT / "docs" / "benchmarks.md"
 
@@ -105,10 +106,7 @@ def tables() -> str:
 
 def write_page() -> None:
     """The tables between the marks of docs/benchmarks.md; the text around them stays."""
-    begin, end = "<!-- begin: real_sizes -->", "<!-- end: real_sizes -->"
-    text = PAGE.read_text(encoding="utf-8") if PAGE.exists() else f"# Benchmarks\n\n{begin}\n{end}\n"
-    before, rest = text.split(begin, 1)
-    PAGE.write_text(f"{before}{begin}\n\n{tables()}\n{end}{rest.split(end, 1)[1]}", encoding="utf-8")
+    write_marked(PAGE, {"real_sizes": tables().strip()}, "Benchmarks")
 
 
 def main() -> None:

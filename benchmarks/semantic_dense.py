@@ -23,13 +23,16 @@ from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation, P
 
 import hf_tokaccel  # noqa: F401  registers the backbones
 from benchmarks.common import ROOT, save, stamp
-from hf_tokaccel.evaluation.flops import count_gflops
-from hf_tokaccel.evaluation.speed import time_interleaved
-from hf_tokaccel.reference.segmentation import evaluate
+from hf_tokaccel.measure.flops import count_gflops
+from hf_tokaccel.measure.speed import time_interleaved
+from hf_tokaccel.results.files import write_json
+from hf_tokaccel.results.report import markdown_table
+from hf_tokaccel.training.segmentation import evaluate
+from hf_tokaccel.upstream import attention_of
 
 # The numbers below depend on these files only.
 PATHS = ["hf_tokaccel/semantic", "hf_tokaccel/models/stvit_swin.py", "hf_tokaccel/scenes"]
-PATHS += ["hf_tokaccel/reference/training.py", "hf_tokaccel/reference/segmentation.py"]
+PATHS += [f"hf_tokaccel/training/{name}.py" for name in ("loop", "scenes", "segmentation")]
 PATHS += ["examples/train_upernet.py", "benchmarks/semantic_dense.py"]
 
 SCRIPT = ROOT / "examples" / "train_upernet.py"
@@ -80,7 +83,7 @@ def measure(models: dict[str, PreTrainedModel], batches: list[int], rounds: int)
     """GFLOPs per image, and images/s of the models in turns, of the backbone alone and with the head."""
     any_model = next(iter(models.values()))
     size, device = any_model.config.backbone_config.image_size, any_model.device
-    result = {"attention": {name: m.backbone.config._attn_implementation for name, m in models.items()}}
+    result = {"attention": {name: attention_of(m.backbone.config) for name, m in models.items()}}
     for part in ("backbone", "model"):
         parts = {name: model.backbone if part == "backbone" else model for name, model in models.items()}
         image = torch.zeros(1, 3, size, size, device=device)
@@ -107,7 +110,7 @@ def table(result: dict) -> str:
     cost, batches = result["cost"], list(result["cost"]["model"]["speed"])
     head = ["backbone", "mIoU, mean", "of each seed", "GFLOPs backbone", "GFLOPs model"]
     head += [f"images/s {part}, batch {batch}" for part in ("backbone", "model") for batch in batches]
-    lines = [head, ["---", *["---:"] * (len(head) - 1)]]
+    lines = []
     for name, label in BACKBONES.items():
         found = [run["miou"] for run in result["runs"][name]]
         row = [label, f"{statistics.mean(found):.3f}", ", ".join(f"{value:.3f}" for value in found)]
@@ -120,7 +123,7 @@ def table(result: dict) -> str:
                 ratio = f" ({speed['ratio']:.2f}x)" if name != "swin" else ""
                 row.append(f"{speed['images_per_second']:.1f}{ratio}")
         lines.append(row)
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return markdown_table(head, lines)
 
 
 def main() -> None:
@@ -144,7 +147,7 @@ def main() -> None:
     result |= stamp(PATHS)
     print(table(result))
     path = Path(args.output) / "result.json"
-    path.write_text(json.dumps(result, indent=2) + "\n")
+    write_json(path, result)
     if args.output == parser.get_default("output"):
         path = save("semantic_dense", result)
     print(path)

@@ -22,7 +22,8 @@ from transformers import AutoModelForImageClassification, PreTrainedConfig, Swin
 
 import hf_tokaccel as ta
 from benchmarks.common import interleaved, ratios, save, stamp, summary
-from hf_tokaccel.evaluation.flops import count_gflops
+from hf_tokaccel.measure.flops import count_gflops
+from hf_tokaccel.results.report import markdown_table
 
 # The numbers below depend on these files only.
 PATHS = ["hf_tokaccel/semantic", "benchmarks/semantic_tokens.py", "benchmarks/common.py"]
@@ -132,7 +133,7 @@ COLUMNS = (
 
 def markdown(rows: dict[str, list[dict]]) -> str:
     """The table, with what each target says."""
-    lines = [COLUMNS, ["---"] * 3 + ["---:"] * (len(COLUMNS) - 3)]
+    lines = []
     for name, results in rows.items():
         for row in results:
             speed, images = row["speedup"], row["images_per_second"]
@@ -153,7 +154,7 @@ def markdown(rows: dict[str, list[dict]]) -> str:
                     target,
                 ]
             )
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return markdown_table(COLUMNS, lines, names=3)
 
 
 def arguments(given: Iterable[str] | None = None) -> argparse.Namespace:

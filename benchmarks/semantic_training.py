@@ -25,7 +25,13 @@ from accelerate.utils import set_seed
 from rich.console import Console
 
 from benchmarks.common import ROOT, interleaved, ratios, save, stamp
-from hf_tokaccel.classification import (
+from hf_tokaccel.evaluation import make_accelerator
+from hf_tokaccel.measure.environment import git_commit
+from hf_tokaccel.measure.flops import count_gflops
+from hf_tokaccel.measure.speed import time_interleaved
+from hf_tokaccel.results.report import markdown_table
+from hf_tokaccel.semantic import SemanticTokenConfig
+from hf_tokaccel.training.classification import (
     SIZES,
     Recipe,
     Run,
@@ -35,15 +41,17 @@ from hf_tokaccel.classification import (
     evaluate,
     load_images,
 )
-from hf_tokaccel.classification.models import input_size
-from hf_tokaccel.classification.recipe import PRESETS
-from hf_tokaccel.evaluation import count_gflops, make_accelerator, time_interleaved
-from hf_tokaccel.evaluation.environment import git_commit
-from hf_tokaccel.evaluation.rivals import parse_accel
-from hf_tokaccel.semantic import SemanticTokenConfig
+from hf_tokaccel.training.classification.models import input_size
+from hf_tokaccel.training.classification.recipe import PRESETS
+from hf_tokaccel.tuning.text import parse_accel
 
-PATHS = ["hf_tokaccel/classification", "hf_tokaccel/semantic", "hf_tokaccel/models/stvit.py", "hf_tokaccel/scenes"]
-PATHS += ["hf_tokaccel/models/stvit_swin.py", "benchmarks/semantic_training.py"]
+PATHS = [
+    "hf_tokaccel/training/classification",
+    "hf_tokaccel/training/loop.py",
+    "hf_tokaccel/semantic",
+    "hf_tokaccel/scenes",
+]
+PATHS += ["hf_tokaccel/models/stvit.py", "hf_tokaccel/models/stvit_swin.py", "benchmarks/semantic_training.py"]
 BASE, SEMANTIC = "base", "semantic tokens"
 
 
@@ -177,7 +185,7 @@ def markdown(rows: list[dict], batches: list[int]) -> str:
     """The table: accuracy as mean and standard deviation over seeds, differences of the same seeds."""
     head = ["data", "model", "accuracy, %", "difference, points (each seed)", "MFLOPs", "of base", "parameters, M"]
     head += [f"speed, batch {batch}" for batch in batches]
-    lines = [f"| {' | '.join(head)} |", "|---|---" + "|---:" * (len(head) - 2) + "|"]
+    lines = []
     for row in rows:
         base = next(other for other in rows if other["data"] == row["data"] and other["kind"] == BASE)
         spread = "" if row["deviation"] is None else f" ± {100 * row['deviation']:.1f}"
@@ -189,8 +197,8 @@ def markdown(rows: list[dict], batches: list[int]) -> str:
         cells += [f"{1000 * row['gflops']:.1f}", f"{100 * row['gflops'] / base['gflops']:.0f} %"]
         cells.append(f"{row['parameters'] / 1e6:.2f}")
         cells += [f"{row[f'batch {batch}']['speedup']:.2f}x" for batch in batches]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+        lines.append(cells)
+    return markdown_table(head, lines, names=2)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -203,7 +211,7 @@ def main(argv: list[str] | None = None) -> None:
     add("--images", type=int, help="training images at most; of scenes how many to render")
     add("--seeds", type=int, default=3)
     for name, kind in (("epochs", int), ("batch-size", int), ("lr", float)):
-        add(f"--{name}", type=kind, help="instead of the preset's, see hf_tokaccel.classification.recipe")
+        add(f"--{name}", type=kind, help="instead of the preset's, see hf_tokaccel.training.classification.recipe")
     add("--rounds", type=int, default=40, help="of the timing")
     add("--batches", type=int, nargs="+", default=[1, 32], help="batch sizes that are timed")
     add("--threads", type=int, default=1, help="of the CPU, in training; speed is measured with one")

@@ -12,17 +12,18 @@ import time
 
 import torch
 from rich.console import Console
-from rich.table import Table
 from torch import Tensor, nn
 from transformers import SwinConfig, SwinModel
 
 import hf_tokaccel as ta
 from benchmarks.common import ROOT, interleaved, ratios, save, stamp, summary
-from hf_tokaccel.layout import WindowSequenceLayout
-from hf_tokaccel.track import TokenTrack
+from hf_tokaccel.hosts.layout import WindowSequenceLayout
+from hf_tokaccel.hosts.track import TokenTrack
+from hf_tokaccel.results.report import Line, Sheet
+from hf_tokaccel.results.tables import draw
 
 # The numbers below depend on these files only.
-PATHS = ["hf_tokaccel/" + name for name in ("functional.py", "_tiling.py", "track.py", "layout.py", "stages.py")]
+PATHS = ["hf_tokaccel/clustering", *(f"hf_tokaccel/hosts/{name}.py" for name in ("track", "layout", "stages"))]
 PATHS += ["hf_tokaccel/models/swin.py", "benchmarks/swin_stage.py", "benchmarks/common.py"]
 
 SIZE, WINDOW, STAGE = (72, 72), 12, 2  # stage 3 of 1152 x 1152 pixels
@@ -72,16 +73,21 @@ def measure(model: SwinModel, setting: dict, rounds: int) -> dict:
     }
 
 
-def show(rows: dict[str, dict], console: Console) -> None:
-    table = Table(title="Stage 3 of Swin-L at 1152 x 1152, batch 1, float32")
-    columns = ("setting", "dense stage, s", "clustered stage, s", "speed", "clustering and reconstruction", "target")
-    for column in columns:
-        table.add_column(column, justify="left" if column == "setting" else "right")
+def sheet(rows: dict[str, dict]) -> Sheet:
+    headings = [
+        "setting of",
+        "dense stage, s",
+        "clustered stage, s",
+        "speed",
+        "clustering and reconstruction",
+        "target",
+    ]
+    lines = []
     for name, row in rows.items():
         seconds = [f"{row['seconds'][kind]['median']:.2f}" for kind in ("dense stage", "clustered stage")]
         share = f"{100 * row['share']['median']:.1f} % of the stage"
-        table.add_row(name, *seconds, f"{row['speedup']['median']:.2f}x", share, f"{100 * TARGET:.0f} %")
-    console.print(table)
+        lines.append(Line([name, *seconds, f"{row['speedup']['median']:.2f}x", share, f"{100 * TARGET:.0f} %"]))
+    return Sheet(headings, lines, title="Stage 3 of Swin-L at 1152 x 1152, batch 1, float32")
 
 
 def main() -> None:
@@ -91,7 +97,7 @@ def main() -> None:
     start, model = time.perf_counter(), make_model()
     rows = {name: measure(model, setting, args.rounds) for name, setting in ROWS.items()}
     console = Console(width=130)
-    show(rows, console)
+    console.print(draw(sheet(rows)))
     result = {"rows": rows, "rounds": args.rounds, **stamp(PATHS)}
     path = save(f"swin_stage-cpu-torch{torch.__version__.split('+')[0]}", result)
     worst = max(row["share"]["median"] for row in rows.values())

@@ -24,13 +24,17 @@ from rich.table import Table
 
 from benchmarks.common import save, stamp
 from hf_tokaccel import TokenClusteringConfig, accelerate, tune
-from hf_tokaccel.evaluation.flops import count_gflops, gflops_of_shape
 from hf_tokaccel.evaluation.loop import evaluate_variants
-from hf_tokaccel.evaluation.rivals import default_settings, group_name, lower_resolution, setting_name
 from hf_tokaccel.evaluation.script import Loaded
-from hf_tokaccel.evaluation.scripts import build_parser, find_script
-from hf_tokaccel.evaluation.task import Variant
+from hf_tokaccel.evaluation.script import load as load_evaluation
+from hf_tokaccel.evaluation.scripts import EVALUATIONS
+from hf_tokaccel.measure.flops import gflops_of_shape
+from hf_tokaccel.measure.variant import Variant
+from hf_tokaccel.results.report import markdown_table
+from hf_tokaccel.rivals.build import Subject, lower_resolution
+from hf_tokaccel.rivals.settings import default_settings
 from hf_tokaccel.scenes import SceneDataset
+from hf_tokaccel.settings.naming import group_name, setting_name
 
 PATHS = ["hf_tokaccel", "benchmarks/tune.py"]
 # The metric that decides, and whether more of it is better.
@@ -38,14 +42,12 @@ TASKS = {"depth": ("abs_rel", False), "segmentation": ("miou", True), "panoptic"
 
 
 def load(task: str, limit: int) -> Loaded:
-    arguments = build_parser(task, "tune").parse_args(["--limit", str(limit), "--cpu"])
-    return find_script(task).load(arguments, torch.device("cpu"))
+    return load_evaluation(EVALUATIONS[task](limit=limit, cpu=True), torch.device("cpu"))
 
 
 def training_images(loaded: Loaded, count: int, size: tuple[int, int]) -> torch.Tensor:
     """Pixel values (n, 3, h, w) of training scenes; their labels are not read."""
-    scenes = SceneDataset("train", count, size).__getitems__(range(count))
-    samples = [{"image": scene["image"].permute(1, 2, 0).numpy()} for scene in scenes]
+    samples = SceneDataset("train", count, size, channels_last=True).__getitems__(range(count))
     return torch.stack([loaded.task.encode(sample)["pixel_values"] for sample in samples])
 
 
@@ -57,7 +59,7 @@ def compare(task: str, images: int, limit: int, batch_size: int, seed: int, cons
     groups: dict[str, list[TokenClusteringConfig]] = {}
     for setting in default_settings(dense, size, loaded.task):
         groups.setdefault(group_name(setting), []).append(setting)
-    pixel_values = training_images(loaded, images, size)
+    pixel_values, subject = training_images(loaded, images, size), Subject(dense, size)
     rows, variants, notes = [], [], []
 
     def add(group: str, kind: str, variant: Variant, cost: float, accel: dict | None = None, **said) -> None:
@@ -81,11 +83,11 @@ def compare(task: str, images: int, limit: int, batch_size: int, seed: int, cons
         found = {"agreement": result.chosen.agreement, "tried": len(result.trials) - 1, "seconds": seconds}
         add(name, "tuned", tuned, result.chosen.gflops_ratio, result.accel.to_dict(), **found)
         try:
-            lower = lower_resolution(dense, pixel_values[:1], tuned)
+            lower = lower_resolution(subject, result.accel)
         except (ValueError, RuntimeError) as error:  # Models with a fixed input size raise either.
             notes.append(f"No lower resolution beside {name}: {error}")
         else:
-            add(name, "lower resolution", lower, count_gflops(lower, pixel_values[:1]) / total)
+            add(name, lower.kind, lower.variant, subject.gflops(lower) / total)
     scores = evaluate_variants(
         variants, loaded.dataset.samples, loaded.task, Accelerator(cpu=True), batch_size=batch_size
     )
@@ -177,13 +179,14 @@ def sentences(result: dict) -> list[str]:
 
 def markdown(result: dict) -> str:
     """The verdicts for the docs."""
-    lines = [HEADINGS, ["---"] * 3 + ["---:"] * 4 + ["---"], *verdict_rows(result)]
     about = (
         f"Tuned on {result['images']} unlabelled training scenes, measured on {result['scenes']} labelled test "
         f"scenes, seed {result['seed']}. In brackets the share of the dense GFLOPs. hand-picked: the best of "
         "its group within 1 % of the cheapest."
     )
-    return "\n".join([*(f"| {' | '.join(line)} |" for line in lines), "", *sentences(result), about])
+    return "\n".join(
+        [markdown_table(HEADINGS, verdict_rows(result), names=3, remarks=1), "", *sentences(result), about]
+    )
 
 
 def show(result: dict, console: Console) -> None:

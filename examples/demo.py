@@ -21,8 +21,8 @@ from hf_tokaccel import TokenClusteringConfig
 from hf_tokaccel.evaluation.cluster_pictures import draw_parts, sayings
 from hf_tokaccel.evaluation.script import Loaded
 from hf_tokaccel.evaluation.showing import TASKS, View, load_shown, make_views, open_sample, settings_for
-from hf_tokaccel.evaluation.speed import time_interleaved
-from hf_tokaccel.evaluation.task import Variant
+from hf_tokaccel.measure.speed import time_interleaved
+from hf_tokaccel.measure.variant import Variant
 
 if TYPE_CHECKING:
     import gradio as gr

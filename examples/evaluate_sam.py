@@ -8,12 +8,11 @@ accelerate launch examples/evaluate_sam.py --model facebook/sam-vit-base --image
 
 import sys
 
-from hf_tokaccel.evaluation.script import run_script
-from hf_tokaccel.evaluation.scripts.sam import build_parser, load
+from hf_tokaccel.cli.evaluate import run_script
 
 
 def main(argv: list[str] | None = None) -> int:
-    return run_script(build_parser(__doc__), load, argv)
+    return run_script("sam", __doc__, argv)
 
 
 if __name__ == "__main__":

@@ -9,12 +9,11 @@ accelerate launch --multi_gpu --num_processes 2 examples/evaluate_segmentation.p
 
 import sys
 
-from hf_tokaccel.evaluation.script import run_script
-from hf_tokaccel.evaluation.scripts.segmentation import build_parser, load
+from hf_tokaccel.cli.evaluate import run_script
 
 
 def main(argv: list[str] | None = None) -> int:
-    return run_script(build_parser(__doc__), load, argv)
+    return run_script("segmentation", __doc__, argv)
 
 
 if __name__ == "__main__":

@@ -17,8 +17,8 @@ from transformers import (
     DPTImageProcessor,
 )
 
-from hf_tokaccel.reference.training import VIT_SIZES, Task, parse_sized, parser, place, train_or_evaluate
 from hf_tokaccel.scenes import render_scenes
+from hf_tokaccel.training.scenes import VIT_SIZES, Task, parse_sized, parser, place, train_or_evaluate
 
 METRICS = ("abs_rel", "rmse", "delta1", "delta2", "delta3", "delta1_objects")
 
@@ -67,7 +67,7 @@ def evaluate(model: nn.Module, split: str, seed: int, count: int, size: int, pro
         batch = render_scenes(range(start, min(start + 16, count)), (size, size), split, seed, device)
         pixels = batch.image * 2 - 1
         if processor is not None:
-            images = [(i * 255).round().to(torch.uint8).cpu() for i in batch.image]
+            images = list(batch.pixels.cpu())
             pixels = processor(images, return_tensors="pt")["pixel_values"].to(device)
         predicted = model(pixel_values=pixels).predicted_depth.float()
         predicted = F.interpolate(predicted[:, None], (size, size), mode="bilinear", align_corners=False)[:, 0]

@@ -20,11 +20,12 @@ from transformers import (
 )
 from transformers.models.mask2former.modeling_mask2former import Mask2FormerLoss
 
-from hf_tokaccel.evaluation.panoptic import STEP, code, image_sums, metrics_from_sums, num_sums, segment_map
-from hf_tokaccel.reference.segmentation import LABELS, MATERIALS
-from hf_tokaccel.reference.training import Task, parse_sized, parser, train_or_evaluate
+from hf_tokaccel.evaluation.panoptic.data import scene_segments
+from hf_tokaccel.measure.metrics.panoptic import STEP, code, image_sums, metrics_from_sums, num_sums, segment_map
 from hf_tokaccel.scenes import CLASS_NAMES, render_scenes
 from hf_tokaccel.scenes._classes import NUM_STUFF
+from hf_tokaccel.training.scenes import Task, parse_sized, parser, train_or_evaluate
+from hf_tokaccel.training.segmentation import LABELS, MATERIALS
 
 _LARGE = {"width": 96, "window": 8, "features": 256, "decoder_width": 256, "encoder_layers": 3, "queries": 100}
 _LARGE |= {"layers": 6, "heads": 8, "mlp": 1024, "points": 4096, "image_size": 512, "lr": 5e-4, "warmup": 1000}
@@ -78,14 +79,9 @@ def build_processor(side: int) -> Mask2FormerImageProcessor:
     )
 
 
-def segment_codes(labels: Tensor, instances: Tensor) -> Tensor:
-    """Return maps of segments (..., H, W): one segment per object, but one of all the pixels of a stuff class."""
-    return labels * STEP + torch.where(labels < NUM_STUFF, 1, instances)
-
-
 def segments(batch: dict[str, Tensor]) -> tuple[list[Tensor], list[Tensor]]:
     """Return, per image, the masks (S, H, W) of its S segments as floats, and their classes (S,)."""
-    codes = segment_codes(batch["labels"], batch["instances"])
+    codes = scene_segments(batch["labels"], batch["instances"])
     present = [image.unique() for image in codes]
     masks = [(image == own[:, None, None]).float() for image, own in zip(codes, present, strict=True)]
     return masks, [own // STEP for own in present]
@@ -144,12 +140,12 @@ def evaluate(model: nn.Module, split: str, seed: int, count: int, size: int, pro
     sums = torch.zeros(num_sums(classes), dtype=torch.float64)
     for start in range(0, count, 16):
         batch = render_scenes(range(start, min(start + 16, count)), (size, size), split, seed, device, MATERIALS)
-        images = [(i * 255).round().to(torch.uint8).cpu() for i in batch.image]
+        images = list(batch.pixels.cpu())
         output = model(pixel_values=processor(images, return_tensors="pt")["pixel_values"].to(device))
         results = processor.post_process_panoptic_segmentation(
             output, label_ids_to_fuse=set(range(NUM_STUFF)), target_sizes=[(size, size)] * len(images)
         )
-        for result, truth in zip(results, segment_codes(batch.labels, batch.instances), strict=True):
+        for result, truth in zip(results, scene_segments(batch.labels, batch.instances), strict=True):
             codes = {s["id"]: code(s["label_id"], s["id"]) for s in result["segments_info"]}
             sums += image_sums(segment_map(result["segmentation"], codes), truth, classes)
     scores = metrics_from_sums(sums, [i >= NUM_STUFF for i in range(classes)])

@@ -10,14 +10,10 @@ from pathlib import Path
 
 from safetensors.torch import load_file
 
-from hf_tokaccel.models.segmenter import (
-    SegmenterConfig,
-    SegmenterForSemanticSegmentation,
-    segmenter_image_processor,
-)
+from hf_tokaccel.models.segmenter import SegmenterConfig, SegmenterForSemanticSegmentation, segmenter_image_processor
 from hf_tokaccel.reference import reference_model_path
-from hf_tokaccel.reference.segmentation import LABELS, run_segmentation, segmentation_parser
-from hf_tokaccel.reference.training import VIT_SIZES, parse_sized, place
+from hf_tokaccel.training.scenes import VIT_SIZES, parse_sized, place
+from hf_tokaccel.training.segmentation import LABELS, run_segmentation, segmentation_parser
 
 # Of a DPT's encoder, in terms of Segmenter's.
 RENAMED = (

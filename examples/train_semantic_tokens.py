@@ -16,7 +16,10 @@ import torch
 from accelerate.utils import set_seed
 from transformers import AutoModelForImageClassification
 
-from hf_tokaccel.classification import (
+from hf_tokaccel.evaluation import make_accelerator
+from hf_tokaccel.evaluation.script import exit_status
+from hf_tokaccel.semantic import SemanticTokenConfig
+from hf_tokaccel.training.classification import (
     SIZES,
     LabelledImages,
     Recipe,
@@ -28,14 +31,11 @@ from hf_tokaccel.classification import (
     evaluate,
     load_images,
 )
-from hf_tokaccel.classification.card import write_card
-from hf_tokaccel.classification.data import BUILT_IN, SPECIFICATIONS
-from hf_tokaccel.classification.models import check_classes, input_size
-from hf_tokaccel.classification.recipe import DROP_PATH, PRESETS, described
-from hf_tokaccel.evaluation import make_accelerator
-from hf_tokaccel.evaluation.rivals import parse_accel
-from hf_tokaccel.evaluation.script import exit_status
-from hf_tokaccel.semantic import SemanticTokenConfig
+from hf_tokaccel.training.classification.card import write_card
+from hf_tokaccel.training.classification.data import BUILT_IN, SPECIFICATIONS
+from hf_tokaccel.training.classification.models import check_classes, input_size
+from hf_tokaccel.training.classification.recipe import DROP_PATH, PRESETS, described
+from hf_tokaccel.tuning.text import parse_accel
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -12,8 +12,8 @@ import argparse
 from transformers import SegformerImageProcessor, SwinConfig, UperNetConfig, UperNetForSemanticSegmentation
 
 import hf_tokaccel as ta
-from hf_tokaccel.reference.segmentation import LABELS, run_segmentation, segmentation_parser
-from hf_tokaccel.semantic.configuration import SemanticTokenConfig
+from hf_tokaccel.settings.semantic import SemanticTokenConfig
+from hf_tokaccel.training.segmentation import LABELS, run_segmentation, segmentation_parser
 
 BACKBONES = ("swin", "stvit_r")
 

@@ -18,17 +18,22 @@ from rich.table import Table
 from torch import Tensor
 
 import hf_tokaccel as ta
-from hf_tokaccel.evaluation import Variant, count_gflops, make_accelerator, panoptic, panoptic_task, time_interleaved
-from hf_tokaccel.evaluation.datasets import open_photographs
-from hf_tokaccel.evaluation.models import input_size, load_model
-from hf_tokaccel.evaluation.panoptic_pictures import show_segments
+from hf_tokaccel.checkpoint import load_checkpoint
+from hf_tokaccel.evaluation import count_gflops, make_accelerator, time_interleaved
+from hf_tokaccel.evaluation.panoptic import task as panoptic_task
+from hf_tokaccel.evaluation.panoptic.pictures import show_segments
 from hf_tokaccel.evaluation.pictures import Panel, empty_grid
 from hf_tokaccel.evaluation.queries import give_task_input
-from hf_tokaccel.evaluation.rivals import default_settings, parse_accel, resolve_accels, setting_name
 from hf_tokaccel.evaluation.script import exit_status
-from hf_tokaccel.evaluation.segmentation_pictures import class_colours
+from hf_tokaccel.evaluation.segmentation.pictures import class_colours
+from hf_tokaccel.images import input_size, open_photographs
+from hf_tokaccel.measure.metrics import panoptic
 from hf_tokaccel.reference import reference_model_path
+from hf_tokaccel.rivals.build import Subject, clusters, dense
+from hf_tokaccel.rivals.settings import default_settings
 from hf_tokaccel.scenes import SceneDataset
+from hf_tokaccel.settings.naming import setting_name
+from hf_tokaccel.tuning.text import parse_accel, resolve_accels
 
 LEAST = {"length": 2, "shared": 2, "rounds": 1, "seed": 0}
 
@@ -53,8 +58,8 @@ def build_parser() -> argparse.ArgumentParser:
 def pan(size: tuple[int, int], length: int, seed: int) -> list[np.ndarray]:
     """Frames, uint8 (H, W, 3): a window that moves to the right by half its width over a rendered scene."""
     height, width = size
-    item = SceneDataset("test", 1, (height, width + width // 2), seed, materials="typical")[0]
-    scene = item["image"].permute(1, 2, 0).numpy()
+    scenes = SceneDataset("test", 1, (height, width + width // 2), seed, materials="typical", channels_last=True)
+    scene = scenes[0]["image"]
     starts = np.linspace(0, width // 2, length).round().astype(int)
     return [scene[:, start : start + width].copy() for start in starts]
 
@@ -77,7 +82,9 @@ def read_frames(folder: Path, length: int) -> list[np.ndarray]:
     return list(frames.values())
 
 
-def agreement(found: list[Tensor], dense: list[Tensor], things: tuple[bool, ...]) -> tuple[list[float], list[float]]:
+def compare_clip(
+    found: list[Tensor], dense: list[Tensor], things: tuple[bool, ...]
+) -> tuple[list[float], list[float]]:
     """PQ against the dense model's segments, and share of pixels of the same segment: of each frame, then of all."""
     pairs = list(zip(found, dense, strict=True))
     sums = torch.stack([panoptic.image_sums(*pair, len(things)) for pair in pairs])
@@ -114,9 +121,10 @@ def run(args: argparse.Namespace, console: Console) -> None:
             raise ValueError(f"--{name} {value} must be at least {least}, for example {least + 4}")
     device = make_accelerator(args.cpu).device
     folder = args.model or reference_model_path("panoptic")
-    dense, stored, processor = load_model(folder, panoptic_task.PANOPTIC_MODELS, device=device)
-    give_task_input(dense, str(folder))
-    labels = panoptic_task.class_names(dense.config)
+    checkpoint = load_checkpoint(folder, kind=panoptic_task.PANOPTIC_MODELS, dtype="float32", device=device)
+    model, stored, processor = checkpoint.model, checkpoint.accel, checkpoint.processor
+    give_task_input(model, checkpoint.source)
+    labels = panoptic_task.class_names(model.config)
     things = panoptic_task.things_without_data(labels)
     protocol = panoptic_task.PanopticProtocol(labels, things, threshold=args.threshold, overlap=args.overlap)
     task = panoptic_task.PanopticTask(processor, protocol)
@@ -126,19 +134,21 @@ def run(args: argparse.Namespace, console: Console) -> None:
     clip = torch.stack([item["pixel_values"] for item in items]).to(device)
     size, count = tuple(clip.shape[-2:]), args.shared or len(frames)
     setting = parse_accel(args.accel) if args.accel else ta.TokenClusteringConfig.from_dict(stored) if stored else None
-    (setting,) = resolve_accels([setting or default_settings(dense, size, task)[0]], dense.config, size)
-    variants = [Variant("dense", dense)]
+    (setting,) = resolve_accels([setting or default_settings(model, size, task)[0]], model.config, size)
+    subject = Subject(model, size)
+    rows = [dense(subject)]
     for name, shared in (("clusters of each frame", 1), (f"{count} frames share a plan", count)):
-        variants.append(Variant(name, ta.accelerate(dense, replace(setting, shared_frames=shared), size)))
+        rows.append(replace(clusters(subject, replace(setting, shared_frames=shared)), name=name))
+    variants = [row.variant for row in rows]
     found = [[codes.cpu() for codes in task.decode(task.run(variant, clip), items)] for variant in variants]
     gflops = [count_gflops(partial(task.run, variant), clip) for variant in variants]
     times = time_interleaved([task.timed(variant, clip) for variant in variants], device=device, rounds=args.rounds)
 
     names = [variant.name for variant in variants]
-    resolved = ta.TokenClusteringConfig.from_dict(variants[1].model.config.accel)
+    resolved = ta.TokenClusteringConfig.from_dict(rows[1].accel)
     heading = f"{args.model or 'reference panoptic model'}: {setting_name(resolved)}"
     table = Table("", *names, title=heading)
-    measured = [agreement(maps, found[0], things) for maps in found]
+    measured = [compare_clip(maps, found[0], things) for maps in found]
     for i, title in enumerate([*(f"frame {i}" for i in range(1, len(frames) + 1)), "clip"]):
         cells = (f"PQ {100 * quality[i]:.1f}, {100 * alike[i]:.1f} % alike" for quality, alike in measured)
         table.add_row(title, *cells, end_section=i >= len(frames) - 1)

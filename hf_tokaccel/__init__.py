@@ -1,14 +1,45 @@
-"""Token clustering for dense prediction with vision transformers of Hugging Face Transformers, without retraining."""
+"""Token clustering for dense prediction with vision transformers of Hugging Face Transformers, without retraining.
 
-from typing import Any
+Importing this package imports neither torch nor Transformers. Every name below is imported when it is first used, and
+a model family when its type or one of its classes is first asked for, here or of an Auto class.
+"""
 
-from . import models as _models  # noqa: F401  registers the tokaccel_* types
-from .auto import accelerate, accelerate_config, to_native, to_native_config
-from .configuration import TokenClusteringConfig
-from .registry import FAMILIES, support_table
-from .semantic import SemanticTokenConfig
-from .track import observe_clusters
+from typing import TYPE_CHECKING
+
+from .discovery import offer_types as _offer_types
+from .lazy import lazy_names as _lazy_names
 from .version import __version__
+
+if TYPE_CHECKING:
+    from .auto import accelerate, accelerate_config
+    from .hosts.convert import to_native, to_native_config
+    from .hosts.track import observe_clusters
+    from .registry import FAMILIES, support_table
+    from .settings.clustering import TokenClusteringConfig
+    from .settings.semantic import SemanticTokenConfig
+    from .tuning.api import tune
+    from .tuning.encoder import for_speedup
+    from .tuning.recommended import recommended
+    from .tuning.released import released
+
+__getattr__, __dir__ = _lazy_names(
+    __name__,
+    {
+        "FAMILIES": ".registry",
+        "SemanticTokenConfig": ".settings.semantic",
+        "TokenClusteringConfig": ".settings.clustering",
+        "accelerate": ".auto",
+        "accelerate_config": ".auto",
+        "for_speedup": ".tuning.encoder",
+        "observe_clusters": ".hosts.track",
+        "recommended": ".tuning.recommended",
+        "released": ".tuning.released",
+        "support_table": ".registry",
+        "to_native": ".hosts.convert",
+        "to_native_config": ".hosts.convert",
+        "tune": ".tuning.api",
+    },
+)
 
 __all__ = [
     "FAMILIES",
@@ -17,18 +48,14 @@ __all__ = [
     "__version__",
     "accelerate",
     "accelerate_config",
+    "for_speedup",
     "observe_clusters",
+    "recommended",
+    "released",
     "support_table",
     "to_native",
     "to_native_config",
     "tune",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    # The search needs the evaluation, whose imports take seconds.
-    if name == "tune":
-        from .tuning import tune
-
-        return tune
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+_offer_types()

@@ -1,24 +1,14 @@
 """The table of supported families, from which Auto classes, conversions, `accelerate` and the docs follow."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from torch import nn
-from transformers import (
-    AutoBackbone,
-    AutoConfig,
-    AutoImageProcessor,
-    AutoModel,
-    PreTrainedConfig,
-    PreTrainedModel,
-)
+from transformers import AutoBackbone, AutoConfig, AutoImageProcessor, PreTrainedConfig, PreTrainedModel
 from transformers.backbone_utils import BackboneMixin
-from transformers.conversion_mapping import (
-    get_checkpoint_conversion_mapping,
-    register_checkpoint_conversion_mapping,
-)
-from transformers.models.auto import modeling_auto
-from transformers.models.auto.auto_factory import _BaseAutoModelClass
-from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING
+
+from .discovery import PREFIX, FoundByName, import_family_of
+from .upstream import auto_classes, auto_models, image_processors, register_conversions, tell_pipelines
 
 
 @dataclass(frozen=True)
@@ -46,7 +36,8 @@ class Family:
         return self.native_config.model_type
 
 
-FAMILIES: dict[str, Family] = {}
+# By the host's model type.
+FAMILIES: FoundByName[Family] = FoundByName()
 _accelerated: dict[type, type] = {}
 
 
@@ -59,8 +50,24 @@ def _transformers_base(cls: type) -> type:
     return next(base for base in cls.__mro__ if base.__module__.startswith("transformers.models."))
 
 
+def holds_setting(config: object) -> bool:
+    """Whether a configuration is of a class of ours, whose `accel` means something."""
+    return hasattr(type(config), "resolve_accel")
+
+
+def is_accelerated(cls: type) -> bool:
+    """Whether a class is, or derives from, the accelerated counterpart of another."""
+    return not _accelerated_classes().isdisjoint(cls.__mro__)
+
+
+def _accelerated_classes() -> set[type]:
+    return set(_accelerated.values())
+
+
 def accelerated_class(native: type) -> type | None:
     """The accelerated counterpart of a native class; None if there is none."""
+    if native not in _accelerated:
+        import_family_of(native)
     return _accelerated.get(native)
 
 
@@ -70,6 +77,7 @@ def register_family(
     parts: tuple[type[nn.Module], ...] = (),
     note: str = "",
     refused: dict[type[PreTrainedModel], str] | None = None,
+    also: dict[type, type[PreTrainedModel]] | None = None,
 ) -> None:
     """Makes a family known: here, to the Auto classes, to checkpoint conversion and to image processors.
 
@@ -79,61 +87,60 @@ def register_family(
         parts: accelerated classes of inner modules.
         note: for the support table.
         refused: see `Family`.
+        also: what further Auto classes load, for pipelines that look there for a class which is not of Transformers.
     """
     family = Family(config, models, note, refused or {})
     FAMILIES[family.name] = family
     for cls in (config, *models, *parts):
         if native_class(cls) is not None:
             _accelerated[native_class(cls)] = cls
-    AutoConfig.register(config.model_type, config, exist_ok=True)
     register_conversions(config.model_type, family.name)
     for cls in (*models, *parts):
         if issubclass(cls, PreTrainedModel):
             register_conversions(cls.__name__, (native_class(cls) or _transformers_base(cls)).__name__)
-    _register_auto_models(family)
-    _register_image_processor(family)
+    register_types(config, family.native_config, {native_class(cls) or cls: cls for cls in models})
+    for auto_class, cls in (also or {}).items():
+        auto_class.register(config, cls, exist_ok=True)
 
 
-def register_conversions(name: str, native_name: str) -> None:
-    """Without this a checkpoint with key names of Transformers 4 loads as random weights; only a log line tells."""
-    conversions = get_checkpoint_conversion_mapping(native_name)
-    if conversions is not None:
-        register_checkpoint_conversion_mapping(name, conversions, overwrite=True)
+def register_types(
+    config: type[PreTrainedConfig],
+    native_config: type[PreTrainedConfig],
+    models: Mapping[type[PreTrainedModel], type[PreTrainedModel]],
+) -> None:
+    """Tells the Auto classes, pipelines and image processors of a configuration class and the models that it makes.
+
+    Args:
+        config: the class.
+        native_config: the class whose place it takes in them.
+        models: its model classes, each by the one whose place it takes, or by itself.
+    """
+    AutoConfig.register(config.model_type, config, exist_ok=True)
+    for auto_class, natives in auto_models_of(native_config).items():
+        # Of several, Auto classes pick the one that `architectures` in config.json names.
+        ours = tuple(dict.fromkeys(models[native] for native in natives if native in models))
+        if ours:
+            auto_class.register(config, ours if len(ours) > 1 else ours[0], exist_ok=True)
+            tell_pipelines(auto_class, config.model_type, ours)
+    for cls in models.values():
+        if issubclass(cls, BackboneMixin):
+            AutoBackbone.register(config, cls, exist_ok=True)
+    # So that a folder whose preprocessor_config.json lacks the processor's type still loads.
+    processors = image_processors(native_config)
+    if processors:
+        AutoImageProcessor.register(config, image_processor_classes=processors, exist_ok=True)
 
 
 def auto_models_of(config: type[PreTrainedConfig]) -> dict[type, tuple[type[PreTrainedModel], ...]]:
     """The model classes that each Auto class loads for a native configuration."""
-    auto_classes = {
-        cls
-        for cls in vars(modeling_auto).values()
-        if isinstance(cls, type) and issubclass(cls, _BaseAutoModelClass) and cls._model_mapping is not None
-    }
-    found = {cls: cls._model_mapping.get(config, None) for cls in {AutoModel, *auto_classes}}
-    return {cls: tuple(m) if isinstance(m, (tuple, list)) else (m,) for cls, m in found.items() if m is not None}
+    found = {auto_class: auto_models(auto_class, config) for auto_class in auto_classes()}
+    return {auto_class: models for auto_class, models in found.items() if models}
 
 
-def _register_auto_models(family: Family) -> None:
-    for auto_class, candidates in auto_models_of(family.native_config).items():
-        ours = tuple(accelerated_class(c) for c in candidates if accelerated_class(c) in family.models)
-        if ours:
-            # Of several, Auto classes pick the one that `architectures` in config.json names.
-            auto_class.register(family.config, ours if len(ours) > 1 else ours[0], exist_ok=True)
-            tell_pipelines(auto_class, family.config.model_type, ours)
-    for cls in family.models:
-        if issubclass(cls, BackboneMixin):
-            AutoBackbone.register(family.config, cls, exist_ok=True)
-
-
-def tell_pipelines(auto_class: type, model_type: str, models: tuple[type[PreTrainedModel], ...]) -> None:
-    """Pipelines know models by name: of others they log that these are not supported, and run them all the same."""
-    auto_class._model_mapping._model_mapping.setdefault(model_type, tuple(cls.__name__ for cls in models))
-
-
-def _register_image_processor(family: Family) -> None:
-    """So that a folder whose preprocessor_config.json lacks the processor's type still loads."""
-    processors = IMAGE_PROCESSOR_MAPPING.get(family.native_config, None)
-    if processors:
-        AutoImageProcessor.register(family.config, image_processor_classes=processors, exist_ok=True)
+def accelerated_models_of(config: type[PreTrainedConfig]) -> tuple[type[PreTrainedModel], ...]:
+    """The accelerated model classes of a configuration class, native or accelerated; none where there is no family."""
+    family = FAMILIES.get(config.model_type.removeprefix(PREFIX))
+    return () if family is None else family.models
 
 
 def unsupported(what: str) -> ValueError:

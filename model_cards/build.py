@@ -5,6 +5,8 @@ from pathlib import Path
 
 from huggingface_hub import ModelCard, ModelCardData
 
+from hf_tokaccel.results.report import markdown_table
+
 from .settings import CARDS, Card
 
 FOLDER = Path(__file__).parent
@@ -99,8 +101,7 @@ def _published(card: Card) -> str:
     mark = [" (this setting)" if i == table.ours else "" for i in range(len(table.rows))]
     at = table.columns.index("setting")
     rows = [(*row[:at], row[at] + m, *row[at + 1 :]) for row, m in zip(table.rows, mark, strict=True)]
-    lines = [table.columns, ("---",) * len(table.columns), *rows]
-    body = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+    body = markdown_table(table.columns, rows, names=len(table.columns))
     return f"Not measured by us: published in {table.source}. {table.about}\n\n{body}"
 
 

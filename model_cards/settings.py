@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from hf_tokaccel.presets import RELEASED
+from hf_tokaccel.tuning.released import RELEASED
 
 
 @dataclass(frozen=True)

@@ -1,11 +1,11 @@
 """The shared tester: every guarantee is written once here and inherited by each family (see the README's list)."""
 
 import copy
+import itertools
 import json
-import subprocess
-import sys
 import threading
 
+import fresh
 import numpy as np
 import pytest
 import torch
@@ -13,9 +13,10 @@ from safetensors import safe_open
 from transformers import AutoModel
 
 import hf_tokaccel as ta
-from hf_tokaccel.configuration import TokenClusteringConfig
-from hf_tokaccel.evaluation.flops import flop_counter
-from hf_tokaccel.track import TrackedLayers
+from hf_tokaccel.hosts.track import TrackedLayers
+from hf_tokaccel.measure.flops import flop_counter
+from hf_tokaccel.settings.clustering import TokenClusteringConfig
+from hf_tokaccel.tuning.encoder import describe_encoder
 
 # Small clusters with a small window keep centroids apart: exact ties would be broken differently by different graphs.
 ACCEL = {"cluster_after": 1, "cluster_grid": [4, 4], "window": 3, "neighbors": 4, "inverse_temperature": "auto"}
@@ -71,16 +72,20 @@ class FamilyTester:
         flop_ratio: accelerated to dense FLOPs must stay below; tiny models may have most of theirs in the decoder.
         reentrant: whether native can do reentrant gradient checkpointing, which refuses tensors that blocks share.
         accel: the setting under test.
+        forms: of its output, every combination of which is tested; in `secondary` classes every pair.
         speedup: that a recommended setting is asked for.
+        block_tolerance: between the FLOPs of a block in closed form and as torch counts them.
         tolerance: between different orders of float32 arithmetic, relative to the largest output.
         single_graph: whether the native model can be compiled and exported as one graph. Where it cannot, the tests
             show that, and that ours compiles in several.
+        strict_export: whether the export is also traced by Dynamo, as compiling is; one class of each kind of host
+            says so: a plain one (ViT), a head on a backbone (DPT), one with windows (Swin).
         unchanged_states: hidden states before the clusters; None where they are those of blocks.
         secondary: whether another class, of this family or of one built alike, runs the same blocks by the same
             wrappers; then compiling, exporting and fresh processes, which take most of the time, are tested by
             `make test-slow` only.
-        slow_graphs: whether the same holds for a class whose blocks are its own, to keep the default run short: its
-            wrappers are those of a family that is tested by default.
+        slow_graphs: whether the same holds, but for fresh processes, for a class whose blocks are its own, to keep the
+            default run short: its wrappers are those of a family that is tested by default.
     """
 
     native = None
@@ -95,9 +100,16 @@ class FamilyTester:
     flop_ratio = 0.9
     reentrant = True
     accel = ACCEL
+    forms = {
+        "expansion": ("soft", "nearest", "delta"),
+        "similarity_on": ("tokens", "normalized"),
+        "reconstruct_after": (None, 3),
+    }
     speedup = 1.25
+    block_tolerance = 1e-6
     tolerance = 1e-5
     single_graph = True
+    strict_export = False
     unchanged_states = None
     secondary = False
     slow_graphs = False
@@ -116,6 +128,17 @@ class FamilyTester:
     @classmethod
     def fast(cls, model):
         return ta.accelerate(model, cls.accel)
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def native_output(cls, model):
+        return cls().run(model, cls().images())
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def program(cls, fast):
+        """The exported graph, which is run as it is and by ONNX Runtime."""
+        return torch.export.export(fast, (cls().images(),), strict=False)
 
     def build(self):
         return self.native(self.config())
@@ -161,18 +184,13 @@ class FamilyTester:
         expected, actual = self.run(model, self.images()), self.run(ta.accelerate(model, setting), self.images())
         assert all(torch.equal(a, b) for a, b in zip(actual, expected, strict=True))
 
-    @pytest.mark.parametrize("expansion", ["soft", "nearest", "delta"])
-    @pytest.mark.parametrize("similarity_on", ["tokens", "normalized"])
-    @pytest.mark.parametrize("reconstruct_after", [None, 3])
-    def test_every_form_runs_and_acts(self, model, expansion, similarity_on, reconstruct_after):
-        accel = {
-            **self.accel,
-            "expansion": expansion,
-            "similarity_on": similarity_on,
-            "reconstruct_after": reconstruct_after,
-        }
-        native = self.run(model, self.images())
-        actual = self.run(ta.accelerate(model, accel), self.images())
+    def pytest_generate_tests(self, metafunc):
+        if metafunc.function.__name__ == "test_every_form_runs_and_acts":
+            forms = (every_pair if self.secondary else every_combination)(self.forms)
+            metafunc.parametrize("form", forms, ids=lambda form: "-".join(map(str, form.values())))
+
+    def test_every_form_runs_and_acts(self, model, native_output, form):
+        native, actual = native_output, self.run(ta.accelerate(model, self.accel | form), self.images())
         assert [a.shape for a in actual] == [b.shape for b in native]
         assert all(a.isfinite().all() for a in actual)
         self.assert_differs(actual, native, 1e-4)
@@ -300,14 +318,13 @@ class FamilyTester:
             for a, b in zip(self.run(off, self.images()), self.run(model, self.images()), strict=True)
         )
 
-    @pytest.mark.graph
+    @pytest.mark.process
     def test_fresh_process_with_and_without_the_package_imported(self, fast, tmp_path):
         if self.auto.__name__.startswith("TokAccel"):
             pytest.skip("AutoBackbone of transformers 5.23 cannot load a folder")
         fast.save_pretrained(tmp_path)
         torch.save(self.images(), tmp_path / "images.pt")
-        arguments = [sys.executable, "-c", FRESH_PROCESS, str(tmp_path), self.auto.__name__]
-        done = subprocess.run(arguments, capture_output=True, text=True, timeout=300, check=False)
+        done = fresh.run(["-c", FRESH_PROCESS, tmp_path, self.auto.__name__])
         assert done.returncode == 0, done.stderr[-3000:]
         expected = self.run(fast, self.images())
         for remote in (True, False):
@@ -339,23 +356,26 @@ class FamilyTester:
         self.assert_close(self.run(compiled, self.images()), self.run(fast, self.images()))
 
     @pytest.mark.graph
-    @pytest.mark.parametrize("strict", [True, False])
-    def test_exports(self, model, fast, strict):
+    def test_exports(self, model, fast, request):
         if not self.single_graph:
-            with pytest.raises(RuntimeError, match=r"[Dd]ata-dependent"):
-                torch.export.export(model, (self.images(),), strict=strict)
+            for strict in (False, True):
+                with pytest.raises(RuntimeError, match=r"[Dd]ata-dependent"):
+                    torch.export.export(model, (self.images(),), strict=strict)
             return
-        program = torch.export.export(fast, (self.images(),), strict=strict)
-        self.assert_close(self.run(program.module(), self.images()), self.run(fast, self.images()))
+        programs = [request.getfixturevalue("program")]
+        if self.strict_export:
+            programs.append(torch.export.export(fast, (self.images(),), strict=True))
+        for program in programs:
+            self.assert_close(self.run(program.module(), self.images()), self.run(fast, self.images()))
 
     @pytest.mark.graph
-    def test_onnx_runtime_agrees(self, fast, tmp_path):
+    def test_onnx_runtime_agrees(self, fast, request, tmp_path):
         if not self.single_graph:
             pytest.skip("neither can the native model be exported, see test_exports")
         onnxruntime = pytest.importorskip("onnxruntime")
         with torch.no_grad():
-            program = torch.onnx.export(fast, (self.images(),), dynamo=True, verbose=False)
-        program.save(tmp_path / "model.onnx")
+            graph = torch.onnx.export(request.getfixturevalue("program"), dynamo=True, verbose=False)
+        graph.save(tmp_path / "model.onnx")
         session = onnxruntime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
         actual = session.run(None, {session.get_inputs()[0].name: self.images().numpy()})
         expected = self.run(fast, self.images())
@@ -426,13 +446,39 @@ class FamilyTester:
         images = self.images(size=self.other_size)
         assert [a.shape for a in self.run(fast, images)] == [b.shape for b in self.run(model, images)]
 
-    def test_spends_fewer_flops(self, model, fast):
-        def flops(module):
-            with flop_counter() as counter, torch.no_grad():
-                module(self.images())
-            return counter.get_total_flops()
+    @pytest.fixture(scope="class")
+    @classmethod
+    def flops(cls, model, fast):
+        """FLOPs of each module by its name, dense and on clusters."""
+        counters = [cls().count(module) for module in (model, fast)]
+        # Names begin with that of the class.
+        return [
+            {name.partition(".")[2]: sum(count.values()) for name, count in counter.get_flop_counts().items()}
+            for counter in counters
+        ]
 
-        assert flops(fast) < self.flop_ratio * flops(model)
+    def count(self, module):
+        with flop_counter() as counter, torch.no_grad():
+            module(self.images())
+        return counter
+
+    def test_spends_fewer_flops(self, flops):
+        dense, clustered = (counts[""] for counts in flops)
+        assert clustered < self.flop_ratio * dense
+
+    def test_blocks_are_described_as_they_run(self, fast, flops):
+        """From that description settings for a speed-up are found."""
+        images, accel = self.images(), fast.config.accel
+        encoder = describe_encoder(fast.config, tuple(images.shape[-2:]))
+        ((path, layers),) = ((name, part) for name, part in fast.named_modules() if isinstance(part, TrackedLayers))
+        until = accel["reconstruct_after"] or len(encoder.blocks)
+        # Hosts with stages track the blocks of one.
+        first = 0 if len(layers) == len(encoder.blocks) else encoder.span_of(accel["cluster_after"])[0]
+        for counts, start in zip(flops, (until, accel["cluster_after"]), strict=True):
+            for index, block in enumerate(encoder.blocks[first : first + len(layers)], first):
+                counted = counts[f"{path}.{index - first}"] / len(images)
+                grid = tuple(accel["cluster_grid"]) if start <= index < until else None
+                assert block.flops(grid) == pytest.approx(counted, rel=self.block_tolerance)
 
     @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
     def test_half_precision_is_finite(self, model, dtype):
@@ -478,9 +524,23 @@ class FamilyTester:
             self.run(fast, images)
 
 
+def every_combination(parts):
+    """Settings with one of the values of each part."""
+    return [dict(zip(parts, values, strict=True)) for values in itertools.product(*parts.values())]
+
+
+def every_pair(parts):
+    """Of three parts half of these, in which every two values of different parts still meet."""
+    if len(parts) != 3 or any(len(values) == 1 for values in parts.values()):
+        return every_combination(parts)
+    # Whichever two values one takes, one of the third part makes the sum of the places even.
+    forms = every_combination(parts)
+    return [form for form in forms if sum(parts[part].index(value) for part, value in form.items()) % 2 == 0]
+
+
 def recommend(tester):
     """The recommended setting of a family's tiny model."""
-    return ta.TokenClusteringConfig.recommended(tester().config(), tester.image_size, tester.speedup)
+    return ta.recommended(tester().config(), tester.image_size, tester.speedup)
 
 
 def is_accelerated(part):

@@ -1,4 +1,4 @@
-"""What tests/test_hub.py runs in processes of their own, whose environment names the local Hub.
+"""What tests/hub/test_hub.py runs in processes of their own, whose environment names the local Hub.
 
 python hub_client.py publish|read|read_without_import FOLDER prints JSON.
 """

@@ -8,6 +8,7 @@ from urllib.parse import unquote
 
 import pytest
 import typer
+from test_imports import LINES
 
 from hf_tokaccel.cli import app
 
@@ -72,6 +73,17 @@ def test_every_page_is_listed():
     assert not missing
 
 
+def test_the_map_names_every_room_and_no_other():
+    text = (ROOT / "docs" / "where_things_are.md").read_text(encoding="utf-8")
+    rooms = [
+        line.split("  ")[1] for line in re.search(r"^hf_tokaccel/\n(.*?)^tests/", text, re.S | re.M)[1].splitlines()
+    ]
+    named = [room for line in rooms for room in line.split()]
+    assert len(named) == len(set(named))
+    assert set(named) == set(LINES)
+    assert [LINES[room] for room in named] == sorted(LINES[room] for room in named), "the order is that of imports"
+
+
 def shown_options():
     """(page, command, option) of every hf_tokaccel command that a page shows, in a block of its own."""
     for page in PAGES:
@@ -88,11 +100,10 @@ def test_shown_commands_and_options_exist():
     assert {"accelerate", "evaluate", "bench", "tune", "show", "push"} <= {command for _, command, _ in shown}
     for page, command, options in shown:
         assert command in commands, f"{page} shows hf_tokaccel {command}"
-        if command == "evaluate":  # It hands its options on.
-            continue
-        known = {
-            name for parameter in commands[command].params for name in (*parameter.opts, *parameter.secondary_opts)
-        }
+        # Of a group any command: a page may name a model, which finds its own.
+        found = getattr(commands[command], "commands", {"": commands[command]}).values()
+        parameters = [parameter for one in found for parameter in one.params]
+        known = {name for parameter in parameters for name in (*parameter.opts, *parameter.secondary_opts)}
         assert set(options) <= known | {"--help"}, f"{page}: hf_tokaccel {command}"
 
 

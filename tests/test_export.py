@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from family import TINY_DINOV2
 from transformers import Dinov2Config, Dinov2Model
 from typer.testing import CliRunner
 
@@ -11,7 +12,6 @@ import hf_tokaccel as ta
 from hf_tokaccel import export
 from hf_tokaccel.cli import app
 from hf_tokaccel.export import export_model
-from tests.family import TINY_DINOV2
 
 SETTING = {"cluster_after": 1, "cluster_grid": (4, 4), "window": 3, "neighbors": 4}
 

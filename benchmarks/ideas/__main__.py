@@ -23,11 +23,13 @@ from rich.console import Console
 from rich.progress import track
 from torch import Tensor, nn
 
-import hf_tokaccel._tiling as tiling
+import hf_tokaccel.clustering.tiling as tiling
 from benchmarks.common import RESULTS, ROOT, save, stamp
 from benchmarks.tune import load, training_images
-from hf_tokaccel.evaluation.flops import gflops_of_shape
-from hf_tokaccel.tuning.agreement import Agreement, Reading, read_output
+from hf_tokaccel.measure.agreement import Agreement, Reading, read_output
+from hf_tokaccel.measure.flops import gflops_of_shape
+from hf_tokaccel.results.marked import write_marked
+from hf_tokaccel.results.report import Where, markdown_table
 
 from .track import Idea, Merging, run_idea, run_merging
 
@@ -35,7 +37,6 @@ TASKS = ("depth", "segmentation")
 PATHS = ["hf_tokaccel", "benchmarks/ideas"]
 DEPTH = 12  # blocks of the reference models
 PAGE = ROOT / "docs" / "method_search.md"
-MARKS = "<!-- begin: ideas -->", "<!-- end: ideas -->"
 Steps = tuple[tuple[int | None, int], ...]  # (side of the cluster grid or None, blocks)
 SAME = (((None, 2), (14, 10)), ((None, 3), (12, 9)), ((None, 3), (14, 9)), ((None, 4), (10, 8)))
 OWN = [
@@ -158,26 +159,20 @@ def table(result: dict) -> str:
         # What the package itself has at the schedules that most ideas run at, which are not all its best.
         own = dict(zip(OWN, found["the package"], strict=True))
         base[task] = ratios({"the package": found["the package"], "own": [own[steps] for steps in SAME]})["own"]
-    lines = ["| idea | " + " | ".join(f"{task}, median | worst to best" for task in tasks) + " |"]
-    lines.append("| --- |" + " ---: | ---: |" * len(tasks))
+    headings, lines = ["idea", *(text for task in tasks for text in (f"{task}, median", "worst to best"))], []
     rows = {"the package at the schedules of most ideas": base}
     rows |= {name: {task: tasks[task][name] for task in tasks} for name in IDEAS}
     for name, values in rows.items():
-        cells = (f"{median(v):.2f} | {max(v):.2f} to {min(v):.2f}" for v in values.values())
-        lines.append(f"| {name} | {' | '.join(cells)} |")
-    machine, versions, commit = result["machine"], result["versions"], result["git"]["commit"][:10]
-    lines += ["", f"{result['images']} training scenes. {machine['device']}; torch {versions['torch']}, "]
-    lines[-1] += f"transformers {versions['transformers']}; commit {commit}; `python -m benchmarks.ideas`."
-    return "\n".join(lines)
+        cells = [(f"{median(v):.2f}", f"{max(v):.2f} to {min(v):.2f}") for v in values.values()]
+        lines.append([name, *(cell for pair in cells for cell in pair)])
+    where = Where.of(result, changed=False)
+    foot = [result["machine"]["device"], where.versions, where.commit, "`python -m benchmarks.ideas`"]
+    return f"{markdown_table(headings, lines)}\n\n{result['images']} training scenes. {'; '.join(foot)}."
 
 
 def write_page() -> None:
     path = max(RESULTS.glob("ideas-*.json"))
-    begin, end = MARKS
-    text = PAGE.read_text(encoding="utf-8")
-    before, rest = text.split(begin, 1)
-    new = f"{before}{begin}\n\n{table(json.loads(path.read_text()))}\n\n{end}{rest.split(end, 1)[1]}"
-    PAGE.write_text(new, encoding="utf-8")
+    write_marked(PAGE, {"ideas": table(json.loads(path.read_text()))})
 
 
 def main() -> None:

@@ -13,9 +13,14 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from hf_tokaccel import TokenClusteringConfig, accelerate
-from hf_tokaccel.functional import ReconstructionPlan, cluster_tokens, plan_reconstruction, reconstruct_tokens
-from hf_tokaccel.merging import MergeTrack, merge_in_layers
-from hf_tokaccel.track import TokenTrack
+from hf_tokaccel.functional import (
+    ReconstructionPlan,
+    cluster_tokens,
+    plan_reconstruction,
+    reconstruct_tokens,
+)
+from hf_tokaccel.hosts.track import TokenTrack
+from hf_tokaccel.rivals.merging import MergeTrack, merge_in_layers
 
 Grid = tuple[int, int]
 

@@ -8,7 +8,7 @@ from torch import nn
 from transformers import DPTConfig
 
 import hf_tokaccel as ta
-from hf_tokaccel.evaluation.flops import flop_counter
+from hf_tokaccel.measure.flops import flop_counter
 from hf_tokaccel.models.dpt import TokAccelDPTForDepthEstimation
 
 from .table import Row, Table, Terms, on_fake_tensors, released_row, schedule

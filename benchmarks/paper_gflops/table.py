@@ -9,8 +9,8 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from hf_tokaccel.evaluation.flops import count_gflops
-from hf_tokaccel.presets import RELEASED
+from hf_tokaccel.measure.flops import count_gflops
+from hf_tokaccel.tuning.released import RELEASED
 
 TOLERANCE = 1e-3
 
@@ -32,7 +32,7 @@ class Row:
         saved: published, in percent of the baseline, cut off to a whole number.
         source: where the published value is from, in a table whose values have several sources.
         ours: whether our model runs as this row counts; otherwise it is not counted.
-        preset: of `hf_tokaccel.presets`, which has the rest of the setting.
+        preset: of `hf_tokaccel.tuning.released`, which has the rest of the setting.
     """
 
     name: str

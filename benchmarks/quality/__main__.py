@@ -21,8 +21,9 @@ import torch
 from rich.console import Console
 
 from benchmarks.common import RESULTS, ROOT
-from hf_tokaccel.evaluation.models import DTYPES
+from hf_tokaccel.checkpoint import DTYPES
 from hf_tokaccel.evaluation.script import exit_status
+from hf_tokaccel.results.files import write_json
 
 from .measure import TASKS, run, task_of
 from .page import show, write_page, write_plots
@@ -42,7 +43,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--rounds", type=int, help=f"timed rounds (default: {FULL['rounds']})")
     add("--batch-size", type=int, default=8)
     add("--num-workers", type=int, default=0, help="processes that render scenes")
-    add("--dtype", default="float32", choices=tuple(DTYPES))
+    add("--dtype", default="float32", choices=DTYPES[1:])
     add("--cpu", action="store_true", help="run on the CPU even where there is a GPU")
     add("--seed", type=int, default=0, help="of the scenes and of the draws")
     add("--quick", action="store_true", help="few settings and scenes")
@@ -81,7 +82,7 @@ def add_result(path: Path, name: str, part: dict) -> None:
     """Puts one model into the file of its machine, beside what is there."""
     path.parent.mkdir(parents=True, exist_ok=True)
     models = json.loads(path.read_text())["models"] if path.exists() else {}
-    path.write_text(json.dumps({"models": models | {name: part}}, indent=1, allow_nan=False) + "\n")
+    write_json(path, {"models": models | {name: part}})
 
 
 def work(args: argparse.Namespace) -> None:

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hf_tokaccel.evaluation.segmentation import bootstrap, interval
+from hf_tokaccel.measure.metrics.bootstrap import bootstrap, interval
 
 TARGET = 0.4  # less loss than the best released setting
 SPEEDS = tuple(round(1.2 + 0.1 * i, 1) for i in range(14))

@@ -18,16 +18,19 @@ from rich.progress import track
 from torch import Tensor, nn
 
 from benchmarks.common import stamp
-from hf_tokaccel.evaluation import panoptic, segmentation
 from hf_tokaccel.evaluation.compare import first_batch
-from hf_tokaccel.evaluation.flops import count_gflops
 from hf_tokaccel.evaluation.loop import EncodedDataset, evaluate_variants, same_size
-from hf_tokaccel.evaluation.rivals import Entry
 from hf_tokaccel.evaluation.script import Loaded
-from hf_tokaccel.evaluation.scripts import build_parser, find_script
-from hf_tokaccel.evaluation.speed import time_interleaved
-from hf_tokaccel.evaluation.task import Task, Variant
-from hf_tokaccel.tuning.agreement import Agreement, read_output
+from hf_tokaccel.evaluation.script import load as load_evaluation
+from hf_tokaccel.evaluation.scripts import EVALUATIONS
+from hf_tokaccel.evaluation.task import Task
+from hf_tokaccel.measure.agreement import Agreement, read_output
+from hf_tokaccel.measure.flops import count_gflops
+from hf_tokaccel.measure.metrics import panoptic, segmentation
+from hf_tokaccel.measure.metrics.bootstrap import interval
+from hf_tokaccel.measure.speed import time_interleaved
+from hf_tokaccel.measure.variant import Variant
+from hf_tokaccel.rivals.build import Rival
 
 from .claim import POINTS, SPEEDS, claims, front, losses_of, make_curve, spread
 from .methods import CHANGES, METHODS, Subject, entries_of, schedules_of
@@ -104,9 +107,9 @@ def metric_of(task: str, task_object: Task) -> Callable[[Tensor], Tensor]:
 
 def load(task: str, split: str, limit: int, args: argparse.Namespace, device: torch.device) -> Loaded:
     """Model and scenes as `hf_tokaccel evaluate` loads them."""
-    options = ["--split", split, "--limit", str(limit), "--seed", str(args.seed), "--dtype", args.dtype]
-    options += [] if args.model is None else ["--model", str(args.model)]
-    return find_script(task).load(build_parser(task, "quality").parse_args(options), device)
+    model = None if args.model is None else str(args.model)
+    options = EVALUATIONS[task](model=model, split=split, limit=limit, seed=args.seed, dtype=args.dtype)
+    return load_evaluation(options, device)
 
 
 def backbone_of(model: nn.Module) -> nn.Module | None:
@@ -129,7 +132,7 @@ class Experiment:
         self.images = first_batch(self.test.dataset.samples, self.evaluated, args.batch_size).to(self.device)
         self.size = tuple(self.images.shape[-2:])
 
-    def sums(self, entries: Sequence[Entry], samples: Any) -> Tensor:
+    def sums(self, entries: Sequence[Rival], samples: Any) -> Tensor:
         variants = [entry.variant for entry in entries]
         options = {"batch_size": self.args.batch_size, "num_workers": self.args.num_workers}
         return evaluate_variants(variants, samples, self.evaluated, self.accelerator, **options).sums
@@ -150,19 +153,19 @@ class Experiment:
                     total.add(read_output(variant(images)), dense)
         return [POINTS * (1 - total.value) for total in totals]
 
-    def gflops(self, entry: Entry) -> float:
+    def gflops(self, entry: Rival) -> float:
         return count_gflops(partial(self.evaluated.run, entry.variant), self.images[:1])
 
-    def sweep(self) -> tuple[list[Entry], list[dict], list[str]]:
+    def sweep(self) -> tuple[list[Rival], list[dict], list[str]]:
         """Every row on the validation scenes: what it is, its GFLOPs, and how far its output is from the dense one."""
         schedules = schedules_of(self.dense, self.size, few=self.args.quick)
-        entries, notes = entries_of(Subject(self.task, self.dense, self.size, schedules))
+        entries, notes = entries_of(Subject(self.dense, self.size, task=self.task, schedules=schedules))
         start = time.perf_counter()
         differences = self.differences([entry.variant for entry in entries], self.validation.dataset.samples)
         rows = [
             {
                 "kind": entry.kind,
-                "name": entry.variant.name,
+                "name": entry.name,
                 "accel": entry.accel,
                 "input_size": list(entry.variant.size(*self.size)),
                 "gflops": self.gflops(entry),
@@ -179,11 +182,11 @@ class Experiment:
     def more_is_better(self) -> bool:
         return TASKS[self.task].more_is_better
 
-    def times(self, entries: Sequence[Entry]) -> dict[str, list[dict]]:
+    def times(self, entries: Sequence[Rival]) -> dict[str, list[dict]]:
         """Seconds of a batch of every row, in one interleaved run; with a heavy decoder of the backbone alone, too."""
         parts = {"speed": [self.evaluated.timed(entry.variant, self.images) for entry in entries]}
         if backbone_of(self.dense) is not None:
-            inputs = [(backbone_of(entry.variant.model), entry.variant.inputs(self.images)) for entry in entries]
+            inputs = [(backbone_of(entry.model), entry.variant.inputs(self.images)) for entry in entries]
             parts["backbone speed"] = [partial(module, images) for module, images in inputs]
         with torch.inference_mode():
             timings = time_interleaved(
@@ -192,8 +195,8 @@ class Experiment:
         stated = [{"median": t.median, "p10": t.p10, "p90": t.p90} for t in timings]
         return {name: stated[i * len(entries) : (i + 1) * len(entries)] for i, name in enumerate(parts)}
 
-    def backbone_gflops(self, entry: Entry) -> float:
-        return count_gflops(backbone_of(entry.variant.model), entry.variant.inputs(self.images[:1]))
+    def backbone_gflops(self, entry: Rival) -> float:
+        return count_gflops(backbone_of(entry.model), entry.variant.inputs(self.images[:1]))
 
 
 def choose(rows: Sequence[dict]) -> list[int]:
@@ -223,7 +226,7 @@ def run(task: str, args: argparse.Namespace, console: Console) -> dict:
     for row, value, loss in zip(rows, values, losses, strict=True):
         row["validation"] = {"difference": row.pop("difference")}
         for name, drawn in (("quality", value), ("loss", loss)):
-            row[name] = {"value": drawn[0].item(), "interval": list(segmentation.interval(drawn[1:]))}
+            row[name] = {"value": drawn[0].item(), "interval": list(interval(drawn[1:]))}
     differences = experiment.differences([entry.variant for entry in tested], experiment.test.dataset.samples)
     for row, difference in zip(rows, differences, strict=True):
         row["difference"] = difference
@@ -261,7 +264,7 @@ def run(task: str, args: argparse.Namespace, console: Console) -> dict:
     }
 
 
-def _add_costs(experiment: Experiment, tested: Sequence[Entry], rows: list[dict]) -> None:
+def _add_costs(experiment: Experiment, tested: Sequence[Rival], rows: list[dict]) -> None:
     """Times, and by each measure of cost how many times as cheap as dense a row is."""
     times = experiment.times(tested)
     for number, (row, entry) in enumerate(zip(rows, tested, strict=True)):

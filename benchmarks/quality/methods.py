@@ -9,10 +9,9 @@ from torch import nn
 
 import hf_tokaccel as ta
 from hf_tokaccel import TokenClusteringConfig
-from hf_tokaccel.evaluation.models import input_step, stored_accel
-from hf_tokaccel.evaluation.rivals import Entry, setting_name
-from hf_tokaccel.evaluation.task import Variant
-from hf_tokaccel.merging import merge_in_layers
+from hf_tokaccel.images import input_step
+from hf_tokaccel.rivals import build
+from hf_tokaccel.rivals.build import Rival
 from hf_tokaccel.tuning.encoder import describe_encoder
 
 Size = tuple[int, int]
@@ -56,29 +55,23 @@ class Schedule:
         return TokenClusteringConfig(cluster_after=self.after, cluster_grid=self.grid, **values)
 
 
-@dataclass(frozen=True)
-class Subject:
+@dataclass(frozen=True, kw_only=True)
+class Subject(build.Subject):
     """What is accelerated.
 
     Attributes:
         task: `"depth"`, `"segmentation"` or `"panoptic"`.
-        model: dense.
-        size: (height, width) of its input in pixels.
         schedules: of its clustered rows.
     """
 
     task: str
-    model: nn.Module
-    size: Size
     schedules: Sequence[Schedule]
 
-    def entry(self, kind: str, setting: TokenClusteringConfig) -> Entry:
-        accelerated = ta.accelerate(self.model, setting, self.size)
-        accel = stored_accel(accelerated.config)
-        # The family has filled in what the setting leaves open; what a row is called does not say it all again.
-        resolved = replace(TokenClusteringConfig.from_dict(accel), iterations=5)
-        name = setting_name(resolved).replace("similarity_on=", "")
-        return Entry(Variant(f"{_LABELS.get(kind, kind)} {name}", accelerated), kind, accel)
+    def entry(self, kind: str, setting: TokenClusteringConfig) -> Rival:
+        row = build.clusters(self, setting, kind)
+        name = row.name.removeprefix(kind)
+        # What a row is called does not say it all again.
+        return replace(row, name=_LABELS.get(kind, kind) + name.replace("similarity_on=", ""))
 
 
 def schedules_of(model: nn.Module, size: Size, *, few: bool = False) -> list[Schedule]:
@@ -107,35 +100,29 @@ def schedules_of(model: nn.Module, size: Size, *, few: bool = False) -> list[Sch
     return every[1::3] if few else every
 
 
-def dense(subject: Subject) -> list[Entry]:
-    return [Entry(Variant("dense", subject.model), "dense")]
+def dense(subject: Subject) -> list[Rival]:
+    return [build.dense(subject)]
 
 
-def lower_resolution(subject: Subject) -> list[Entry]:
+def lower_resolution(subject: Subject) -> list[Rival]:
     """The dense model on smaller images, in steps of patches."""
-    step = input_step(subject.model.config)
-    most = min(subject.size) // step
+    most = min(subject.size) // input_step(subject.model.config)
     least = max(1, round(_SMALLEST * most))
     count = min(_SIZES, most - least)
     chosen = sorted({least + round(i * (most - 1 - least) / max(1, count - 1)) for i in range(count)})
-    entries = []
-    for steps in chosen:
-        variant = Variant("", subject.model, steps / most, step)
-        height, width = variant.size(*subject.size)
-        entries.append(Entry(replace(variant, name=f"lower resolution {height}x{width}"), "lower resolution"))
-    return entries
+    return [build.resized(subject, steps) for steps in chosen]
 
 
-def grid_pooling(subject: Subject) -> list[Entry]:
+def grid_pooling(subject: Subject) -> list[Rival]:
     """Averages over a grid in place of clusters, rebuilt as released and by `"delta"`; every second schedule."""
     return [
-        subject.entry("grid pooling", schedule.setting(iterations=0, **values))
+        subject.entry(build.POOLING, schedule.setting(iterations=0, **values))
         for schedule in subject.schedules[::2]
         for values in ({}, {"expansion": "delta"})
     ]
 
 
-def released(subject: Subject) -> list[Entry]:
+def released(subject: Subject) -> list[Rival]:
     """As released: the family's expansion, tokens compared in the stream; with the paper's numbers, too.
 
     Released DPT copies the nearest cluster, while the paper's formula is a soft sum: both are tried.
@@ -149,7 +136,7 @@ def released(subject: Subject) -> list[Entry]:
     return entries + [subject.entry("released", schedule.setting(**paper)) for schedule in subject.schedules[::2]]
 
 
-def full_decoder(subject: Subject) -> list[Entry]:
+def full_decoder(subject: Subject) -> list[Rival]:
     """Of Segmenter: soft as released, but its decoder runs on all tokens; nothing for others, which always do so."""
     if not _decodes(subject):
         return []
@@ -157,14 +144,14 @@ def full_decoder(subject: Subject) -> list[Entry]:
     return [subject.entry("full decoder", schedule.setting(**values)) for schedule in subject.schedules]
 
 
-def nearest_logits(subject: Subject) -> list[Entry]:
+def nearest_logits(subject: Subject) -> list[Rival]:
     """Of Segmenter: the decoder on clusters as released, and every token takes the logits of its nearest cluster."""
     if not _decodes(subject):
         return []
     return [subject.entry("nearest logits", schedule.setting(expansion="nearest")) for schedule in subject.schedules]
 
 
-def clustered_decoder(subject: Subject) -> list[Entry]:
+def clustered_decoder(subject: Subject) -> list[Rival]:
     """Of Segmenter: ours, with the blocks of its decoder on the clusters, too."""
     if not _decodes(subject):
         return []
@@ -179,7 +166,7 @@ def _decodes(subject: Subject) -> bool:
     return getattr(ta.accelerate_config(subject.model.config, None), "accel_decodes_clusters", False)
 
 
-def token_merging(subject: Subject) -> list[Entry]:
+def token_merging(subject: Subject) -> list[Rival]:
     """Token merging with unmerge.
 
     Raises:
@@ -187,30 +174,28 @@ def token_merging(subject: Subject) -> list[Entry]:
     """
     encoder = describe_encoder(subject.model.config, subject.size)
     height, width = encoder.blocks[0].grid
-    depth, entries = len(encoder.blocks), []
-    for count in sorted({max(1, round(share * height * width / depth)) for share in _MERGED}):
-        variant = Variant(f"token merging {count} per layer", merge_in_layers(subject.model, count))
-        entries.append(Entry(variant, "token merging"))
-    return entries
+    depth = len(encoder.blocks)
+    counts = sorted({max(1, round(share * height * width / depth)) for share in _MERGED})
+    return [build.merged(subject, count) for count in counts]
 
 
-def soft_normalized(subject: Subject) -> list[Entry]:
+def soft_normalized(subject: Subject) -> list[Rival]:
     """One of our changes alone: tokens compared after the LayerNorm."""
     values = {"similarity_on": "normalized"}
     return [subject.entry("normalized", schedule.setting(**values)) for schedule in subject.schedules]
 
 
-def delta_on_tokens(subject: Subject) -> list[Entry]:
+def delta_on_tokens(subject: Subject) -> list[Rival]:
     """One of our changes alone: the change of the clusters is added to the token as it was."""
     return [subject.entry("delta", schedule.setting(expansion="delta")) for schedule in subject.schedules]
 
 
-def delta_normalized(subject: Subject) -> list[Entry]:
+def delta_normalized(subject: Subject) -> list[Rival]:
     """Both changes."""
     return [subject.entry("delta, normalized", schedule.setting(**OURS)) for schedule in subject.schedules]
 
 
-def early(subject: Subject) -> list[Entry]:
+def early(subject: Subject) -> list[Rival]:
     """Both, and the last one or two blocks of the span at full resolution."""
     return [
         subject.entry("early", schedule.setting(reconstruct_after=schedule.end - last, **OURS))
@@ -220,7 +205,7 @@ def early(subject: Subject) -> list[Entry]:
     ]
 
 
-SWEEP: tuple[Callable[[Subject], list[Entry]], ...] = (
+SWEEP: tuple[Callable[[Subject], list[Rival]], ...] = (
     dense,
     lower_resolution,
     grid_pooling,
@@ -256,8 +241,8 @@ CHANGES = {
 
 
 def entries_of(
-    subject: Subject, methods: Iterable[Callable[[Subject], list[Entry]]] = SWEEP
-) -> tuple[list[Entry], list[str]]:
+    subject: Subject, methods: Iterable[Callable[[Subject], list[Rival]]] = SWEEP
+) -> tuple[list[Rival], list[str]]:
     """All rows of a sweep, the dense one first, and a sentence for each method that the model refuses."""
     entries, notes = [], []
     for method in methods:

@@ -6,16 +6,17 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from PIL import Image
 from rich.console import Console
 from rich.markdown import Markdown
 
-from hf_tokaccel.evaluation.pareto import Plot, Point, draw_pareto
+from benchmarks.common import shrink
+from hf_tokaccel.results.marked import write_marked
+from hf_tokaccel.results.pareto import Plot, Point, draw_pareto
+from hf_tokaccel.results.report import Where, markdown_table
 
 from .claim import TARGET
 from .methods import METHODS
 
-BEGIN, END = "<!-- begin: quality -->", "<!-- end: quality -->"
 _SHORT_SPEEDS = (1.3, 1.6, 2.0, 2.5)
 _COLOURS = {
     "ours": "#1a9850",
@@ -40,11 +41,6 @@ _UNMEASURED = "-"
 def load_results(folder: Path) -> dict[Path, dict]:
     """Parts by model, of every result file."""
     return {path: json.loads(path.read_text())["models"] for path in sorted(folder.glob("quality-*-torch*.json"))}
-
-
-def _table(headings: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    rows = [headings, ["---", *["---:"] * (len(headings) - 1)], *lines]
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
 def _number(value: float | None, digits: int = 2) -> str:
@@ -114,7 +110,7 @@ def claim_table(part: dict, axis: str) -> str:
         for line in lines
         if any(line["loss"].values())
     ]
-    return _table(headings, rows)
+    return markdown_table(headings, rows)
 
 
 def _speeds(lines: Sequence[dict]) -> str:
@@ -169,27 +165,24 @@ def rows_table(part: dict) -> str:
             f"{row['cheapness']['speed']:.2f}x",
         ]
         lines.append(cells + [f"{row['cheapness']['backbone speed']:.2f}x" for _ in range(has_backbone)])
-    return _table(headings, lines)
+    return markdown_table(headings, lines)
 
 
 def changes_table(part: dict) -> str:
     lines = [line for line in part["changes"] if any(v is not None for v in line["loss"].values())]
     names = list(part["changes"][0]["loss"])
     rows = [[f"{line['speed']:.1f}", *(_number(line["loss"][name]) for name in names)] for line in lines]
-    return _table(["times fewer GFLOPs", *names], rows)
+    return markdown_table(["times fewer GFLOPs", *names], rows)
 
 
 def _where(part: dict) -> str:
-    environment = part["environment"]
-    machine, versions, git = environment["machine"], environment["versions"], environment.get("git")
-    device = machine["processor"] if machine["device"] == "cpu" else machine["device"]
-    commit = f"; commit {git['commit'][:10]}" if git else ""
-    changed = " with changes" if environment["changed"] else ""
+    where, options = Where.of(part["environment"], bool(part["environment"]["changed"])), part["options"]
+    run = [where.device, where.threads, f"batch {options['batch_size']}", options["dtype"]]
+    run.append(f"{options['rounds']} rounds")
     return (
-        f"{device}, threads {machine['threads']}, batch {part['options']['batch_size']}, {part['options']['dtype']}, "
-        f"{part['options']['rounds']} rounds; torch {versions['torch']}, transformers {versions['transformers']}"
-        f"{commit}{changed}. Sweep of {len(part['sweep'])} settings on {part['scenes']['validation']}; "
-        f"test on {part['scenes']['test']}; input {'x'.join(map(str, part['input_size']))}."
+        f"{'; '.join(filter(None, [', '.join(run), where.versions, where.commit]))}. Sweep of {len(part['sweep'])} "
+        f"settings on {part['scenes']['validation']}; test on {part['scenes']['test']}; input "
+        f"{'x'.join(map(str, part['input_size']))}."
     )
 
 
@@ -252,8 +245,7 @@ def write_plots(results: Path, page: Path) -> list[Path]:
             for file, plot in _pictures(name, part, path).items():
                 (page / "quality").mkdir(parents=True, exist_ok=True)
                 drawn = draw_pareto(plot, page / "quality" / file)
-                # 256 colours: what is committed stays in history for ever.
-                Image.open(drawn).convert("RGB").quantize(256).save(drawn, optimize=True)
+                shrink(drawn)
                 written.append(drawn)
     return written
 
@@ -272,10 +264,7 @@ def tables(results: Path) -> str:
 def write_page(results: Path, folder: Path) -> Path:
     """The tables between the marks of quality.md; the text around them stays."""
     page = folder / "quality.md"
-    text = page.read_text(encoding="utf-8") if page.exists() else f"# Quality at equal speed\n\n{BEGIN}\n{END}\n"
-    before, rest = text.split(BEGIN, 1)
-    page.parent.mkdir(parents=True, exist_ok=True)
-    page.write_text(f"{before}{BEGIN}\n\n{tables(results)}\n\n{END}{rest.split(END, 1)[1]}", encoding="utf-8")
+    write_marked(page, {"quality": tables(results)}, "Quality at equal speed")
     return page
 
 
@@ -296,7 +285,7 @@ def short_table(parts: Mapping[str, dict], speeds: Sequence[float] = _SHORT_SPEE
         "Loss against the dense model in hundredths of the metric, on test scenes, interpolated between measured "
         "settings, with 95 % intervals over images."
     )
-    return f"{_table(headings, lines)}\n\n{note}"
+    return f"{markdown_table(headings, lines)}\n\n{note}"
 
 
 def show(name: str, part: dict, console: Console) -> None:

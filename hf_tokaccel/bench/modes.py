@@ -13,8 +13,9 @@ from torch.overrides import TorchFunctionMode
 from transformers import PreTrainedModel
 
 from ..auto import accelerate
-from ..evaluation.compare import compile_model
+from ..measure.compilation import compile_model
 from ..quantization import check_backend, quantize_int8
+from ..upstream import can_set_attention
 
 ATTENTIONS = ("sdpa", "eager")
 INT8 = {"int8": "torch", "int8-torchao": "torchao"}  # backends of quantize_int8
@@ -62,9 +63,7 @@ class Mode:
         model = accelerate(model, None)
         # Inner models first: a head that has no attention of its own refuses, and would for all of them.
         for part in reversed(list(model.modules())):
-            if not isinstance(part, PreTrainedModel) or not part._can_set_attn_implementation():
-                continue
-            if self.attention == "eager" or part._supports_sdpa:
+            if isinstance(part, PreTrainedModel) and can_set_attention(part, self.attention):
                 part.set_attn_implementation(self.attention)
         return model
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from itertools import cycle
 from statistics import median
 from typing import Any
 
@@ -13,14 +14,17 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from .. import TokenClusteringConfig
-from ..evaluation.environment import describe_environment
-from ..evaluation.speed import seconds_interleaved, summarise
-from .agreement import agreement, reading
-from .measure import MethodAlone, peak_memory
+from ..auto import accelerate
+from ..measure.agreement import Reading, mean_agreement, read_pixels
+from ..measure.environment import describe_environment
+from ..measure.memory import peak_memory
+from ..measure.method import MethodAlone
+from ..measure.speed import seconds_interleaved, summarise
+from ..rivals.build import BENCH, Rival, Subject, rivals_of
+from ..rivals.settings import CAREFUL_AND_BOLD, default_settings
+from ..settings.clustering import TokenClusteringConfig
 from .modes import Mode
-from .report import BenchResult, BenchRow
-from .rivals import Rival, rivals_of
+from .result import BenchResult, BenchRow
 
 
 @dataclass
@@ -31,7 +35,7 @@ class _Runner:
     mode: Mode
     call: Callable[[], Any]
     alone: Callable[[], Any] | None
-    output: tuple[str, Tensor]
+    output: Reading
     memory: int | None
 
 
@@ -78,14 +82,18 @@ def bench(
     size = tuple(images.shape[-2:])
     model = model.eval().requires_grad_(False)
     _check_runs(model, images)
-    rows, notes = rivals_of(model, size, settings, others=rivals)
+    if settings is None:
+        settings = default_settings(model, size, CAREFUL_AND_BOLD)
+    subject = Subject(accelerate(model, None), size)
+    rows, notes = rivals_of(subject, settings, BENCH if rivals else {})
+    gflops = [subject.gflops(row) for row in rows]
     runners, total = [], len(modes) * len(rows)
     for mode in modes:
         base = mode.base(model)
-        mode.check_attention(model, partial(base, **rows[0].variant(base).arguments(images[:1])))
+        mode.check_attention(model, partial(base, **rows[0].of(base).variant.arguments(images[:1])))
         for rival in rows:
             advance("preparing", len(runners), total)
-            runners.append(_prepare(rival, mode, base, images))
+            runners.append(_prepare(rival.of(base), mode, images))
     alone = [runner.alone for runner in runners if runner.alone]
     calls, done, steps = [runner.call for runner in runners] + alone, 0, 0
 
@@ -103,7 +111,7 @@ def bench(
         rounds=rounds,
         weights=sum(p.numel() for p in model.parameters()),
         environment=describe_environment(device),
-        rows=_rows(runners, seconds, len(images)),
+        rows=_rows(runners, seconds, gflops, len(images)),
         notes=notes,
     )
 
@@ -117,22 +125,20 @@ def _check_runs(model: PreTrainedModel, images: Tensor) -> None:
             f"{' '.join(str(error).split())[:300]}; give a size that it takes, or a model that reads images "
             "only, such as the vision tower of a model with text"
         ) from error
-    reading(output)
+    read_pixels(output)
 
 
-def _prepare(rival: Rival, mode: Mode, base: PreTrainedModel, images: Tensor) -> _Runner:
-    model = rival.build(base)
-    eager = rival.variant(model)
-    arguments = eager.arguments(images)
+def _prepare(rival: Rival, mode: Mode, images: Tensor) -> _Runner:
+    model, arguments = rival.model, rival.variant.arguments(images)
     alone = None
-    if rival.kind not in ("dense", "lower resolution"):
+    if not rival.runs_dense:
         # Recorded from the model as it is, then run as this mode runs things.
         recorded = MethodAlone(model, partial(model, **arguments))
         alone = mode.compiled(recorded.__call__) if recorded.ran else None
     call = partial(mode.compiled(model), **arguments)
-    output = reading(call())  # compiles
+    output = read_pixels(call())  # compiles
     # What reads the output makes new tensors of most, but not of all; CUDA graphs write over those.
-    output = output[0], output[1].clone()
+    output = replace(output, value=output.value.clone())
     if mode.compile is not None:
         call()  # CUDA graphs are recorded in the second call
         if alone is not None:
@@ -141,11 +147,12 @@ def _prepare(rival: Rival, mode: Mode, base: PreTrainedModel, images: Tensor) ->
     return _Runner(rival, mode, call, alone, output, peak_memory(call, images.device))
 
 
-def _rows(runners: list[_Runner], seconds: list[list[float]], batch: int) -> list[BenchRow]:
+def _rows(runners: list[_Runner], seconds: list[list[float]], gflops: list[float], batch: int) -> list[BenchRow]:
     method = iter(seconds[len(runners) :])
     dense: dict[Mode, list[float]] = {}
     rows = []
-    for runner, times in zip(runners, seconds, strict=False):
+    # As many rows in every mode.
+    for runner, times, cost in zip(runners, seconds, cycle(gflops), strict=False):
         rival = runner.rival
         base = dense.setdefault(runner.mode, times)  # Each mode's first row is dense.
         timing, overall = summarise(times, base), summarise(times, seconds[0])
@@ -169,9 +176,9 @@ def _rows(runners: list[_Runner], seconds: list[list[float]], batch: int) -> lis
                 speedup=timing.speedup,
                 speedup_overall=overall.speedup,
                 peak_bytes=runner.memory,
-                gflops=rival.gflops,
-                gflops_ratio=rival.gflops / runners[0].rival.gflops,
-                agreement=agreement(runner.output, runners[0].output),
+                gflops=cost,
+                gflops_ratio=cost / gflops[0],
+                agreement=mean_agreement(runner.output, runners[0].output),
                 method_seconds=spent,
                 layers_only_speedup=layers,
             )

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ..configuration import TokenClusteringConfig, as_accel
-from ..evaluation.datasets import open_photographs
-from ..evaluation.models import input_size
-from ..loading import load_checkpoint, load_config
+from ..checkpoint import load_checkpoint, load_config
+from ..images import as_images, default_size, open_photographs, parse_size
+from ..settings.clustering import TokenClusteringConfig
+from ..settings.methods import as_accel
 from .architectures import ARCHITECTURES, build_architecture
-from .rivals import as_images
 
 # Their image encoders are what runs on images alone, and what is accelerated.
 _VISION_TOWERS = {
@@ -86,36 +83,6 @@ def load_subject(
         sides = sides or default_size(model.config, processor)
     images = as_images([found[i % len(found)] for i in range(batch_size)], sides, processor)
     return Subject(model.to(target).requires_grad_(False), images.to(target), settings, notes)
-
-
-def default_size(config: Any, processor: Any, option: str = "--size") -> tuple[int, int]:
-    """Image size (height, width) of a processor, else of a configuration or of its backbone's.
-
-    Raises:
-        ValueError: neither says one; the message names the option that does.
-    """
-    processor = getattr(processor, "image_processor", processor)
-    if {"height", "shortest_edge"} & {*(getattr(processor, "size", None) or {})}:
-        return input_size(processor)
-    for part in (config, *(getattr(config, name, None) for name in ("backbone_config", "vision_config"))):
-        if isinstance(side := getattr(part, "image_size", None), (int, list, tuple)):
-            return (side, side) if isinstance(side, int) else tuple(side)
-    raise ValueError(f"a {config.model_type!r} model without image processor says no image size: give {option} 384")
-
-
-def parse_size(text: str | None) -> tuple[int, int] | None:
-    """Sides from `"480x640"` or `"384"`.
-
-    Raises:
-        ValueError: anything else.
-    """
-    if text is None:
-        return None
-    match = re.fullmatch(r"([1-9]\d*)(?:x([1-9]\d*))?", text.strip())
-    if match is None:
-        raise ValueError(f"size {text!r} must be HEIGHTxWIDTH or one side in pixels, for example 480x640")
-    height, width = match.groups()
-    return int(height), int(width or height)
 
 
 def parse_device(text: str | None) -> torch.device:

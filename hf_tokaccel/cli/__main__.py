@@ -1,3 +1,3 @@
-from . import app
+from .frame import app
 
 app(prog_name="hf_tokaccel")

@@ -10,7 +10,7 @@ import typer
 from .frame import AsJson, Overwrite, app, check_output_folder, console, print_json, user_errors
 
 if TYPE_CHECKING:
-    from ..loading import Checkpoint
+    from ..checkpoint import Checkpoint
 
 
 @app.command("accelerate")
@@ -49,12 +49,12 @@ def accelerate(
     hf_tokaccel accelerate Intel/dpt-large --out fast --cluster-after 12 --cluster-grid 16x16
     hf_tokaccel accelerate facebook/sam-vit-huge --out fast --accel cluster_after=6,cluster_grid=9x9,iterations=5
     """
-    from .. import accelerate as accelerate_model
-    from ..bench.subject import default_size
-    from ..card import setting_of
-    from ..loading import load_checkpoint
-    from ..presets import SPEEDUP, Recommended
-    from ..publish import write_card
+    from ..auto import accelerate as accelerate_model
+    from ..checkpoint import load_checkpoint
+    from ..hub.card import setting_of
+    from ..hub.files import write_card
+    from ..images import default_size
+    from ..tuning.recommended import SPEEDUP, Recommended
 
     check_output_folder(out, overwrite)
     setting = read_setting(accel, cluster_after, cluster_grid)
@@ -89,8 +89,8 @@ def read_setting(accel: str | None, cluster_after: int | None, cluster_grid: str
     Raises:
         ValueError: They contradict each other, or half of a setting is missing, or it is not valid.
     """
-    from .. import TokenClusteringConfig
-    from ..evaluation.rivals import parse_accel
+    from ..settings.clustering import TokenClusteringConfig
+    from ..tuning.text import parse_accel
 
     if accel is not None:
         if cluster_after is not None or cluster_grid is not None:

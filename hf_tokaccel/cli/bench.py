@@ -69,11 +69,11 @@ def bench(
         raise ValueError(f"--output {output} must end in .json or .md, for example bench.json")
     import torch
 
-    from ..bench import bench as measure
-    from ..bench import parse_mode, to_markdown, to_table
-    from ..bench.modes import EVERY_MODE
+    from ..bench.modes import EVERY_MODE, parse_mode
+    from ..bench.run import bench as measure
     from ..bench.subject import load_subject
-    from ..evaluation.rivals import parse_accels, resolve_accels
+    from ..results.tables import to_markdown, to_table
+    from ..tuning.text import parse_accels, resolve_accels
 
     if threads is not None:
         torch.set_num_threads(threads)

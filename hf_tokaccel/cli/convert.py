@@ -10,7 +10,7 @@ import typer
 from .frame import Overwrite, app, check_output_folder, console, user_errors
 
 if TYPE_CHECKING:
-    from ..checkpoints import Conversion
+    from ..convert.base import Conversion
 
 convert_app = typer.Typer(help="Convert checkpoints of other code bases.", no_args_is_help=True)
 app.add_typer(convert_app, name="convert")
@@ -24,7 +24,7 @@ def convert_segmenter(
     overwrite: Overwrite = False,
 ) -> None:
     """Convert an original Segmenter checkpoint to a folder that Transformers loads."""
-    from ..models.segmenter.convert import convert
+    from ..convert.segmenter import convert
 
     with user_errors():
         check_output_folder(output, overwrite)
@@ -49,7 +49,7 @@ def convert_stvit(
     overwrite: Overwrite = False,
 ) -> None:
     """Convert a released STViT-R checkpoint (on Swin) to a folder that Transformers loads."""
-    from ..semantic.convert import convert
+    from ..convert.stvit import convert
 
     with user_errors():
         check_output_folder(output, overwrite)

@@ -43,10 +43,10 @@ def export(
     """
     if out.exists() and not overwrite:
         raise ValueError(f"{out} exists: give another name, or --overwrite to replace it")
-    from .. import accelerate
+    from ..auto import accelerate
     from ..bench.subject import load_subject
-    from ..evaluation.rivals import parse_accel, resolve_accels
     from ..export import export_model
+    from ..tuning.text import parse_accel, resolve_accels
 
     subject = load_subject(model, size, "cpu", None, batch_size)
     image_size = tuple(subject.images.shape[-2:])

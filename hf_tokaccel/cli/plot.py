@@ -24,7 +24,7 @@ def plot(
     hf_tokaccel plot outputs/evaluate_depth/result.json
     hf_tokaccel plot bench.json --out bench.png
     """
-    from ..evaluation.pareto import draw_pareto, load_plot
+    from ..results.pareto import draw_pareto, load_plot
 
     if out is not None and len(results) > 1:
         raise ValueError(f"--out {out} is one picture, but {len(results)} files are given: leave it out, or give one")

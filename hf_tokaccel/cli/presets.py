@@ -17,14 +17,14 @@ def presets(
     markdown: Annotated[bool, typer.Option("--markdown", help="As the table of docs/settings.md.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """List the released settings, which `--accel released:NAME` and `TokenClusteringConfig.released` take by name.
+    """List the released settings, which `--accel released:NAME` and `hf_tokaccel.released` take by name.
 
     \b
     hf_tokaccel presets
     hf_tokaccel presets mask2former
     hf_tokaccel presets --json
     """
-    from ..presets import RELEASED, released_table, table_cells
+    from ..tuning.released import RELEASED, released_table, table_cells
 
     headings, *lines = table_cells(match)
     if not lines:

@@ -43,7 +43,8 @@ def push(
     hf_tokaccel push dpt-large-tokaccel me/dpt-large-tokaccel --results outputs/evaluate_depth/result.json
     hf_tokaccel push dpt-large-tokaccel me/dpt-large-tokaccel --private --not-measured
     """
-    from ..publish import check_folder, prepare_card, push_folder
+    from ..hub.files import check_folder, prepare_card
+    from ..hub.upload import push_folder
 
     check_folder(folder, processor=not no_processor)
     prepare_card(folder, repo_id, results, not_measured=not_measured, base_model=base_model, license=license)

@@ -52,8 +52,8 @@ def show(
     import torch
 
     from ..evaluation.cluster_pictures import draw_views, sayings
-    from ..evaluation.rivals import parse_accels
     from ..evaluation.showing import TASKS, load_shown, make_views, open_sample, settings_for
+    from ..tuning.text import parse_accels
 
     if out.suffix.lower() != ".png":
         raise ValueError(f"--out {out} must end in .png, for example {out.with_suffix('.png')}")

@@ -61,11 +61,11 @@ def tune(
         raise ValueError("give exactly one of --speedup, --agreement and --gflops, for example --gflops 0.6")
     paths = None if images is None else _files(images)
 
-    from .. import TokenClusteringConfig
-    from ..bench.rivals import as_images
-    from ..bench.subject import default_size, parse_device, parse_size
-    from ..loading import load_checkpoint
-    from ..tuning import tune as search
+    from ..bench.subject import parse_device
+    from ..checkpoint import load_checkpoint
+    from ..images import as_images, default_size, parse_size
+    from ..settings.clustering import TokenClusteringConfig
+    from ..tuning.api import tune as search
 
     target, sides = parse_device(device), parse_size(size)
     checkpoint = load_checkpoint(model)
@@ -125,13 +125,13 @@ def _pictures(paths: list[Path] | None, size: tuple[int, int], count: int, seed:
     """Arrays (H, W, 3) uint8: of files, of which some are drawn, or of our scenes."""
     import torch
 
-    from ..evaluation.datasets import read_image
+    from ..images import read_image
     from ..scenes import SceneDataset
 
     if paths is None:
         # Those that the reference models were neither trained nor tested on.
-        scenes = SceneDataset("validation", count, size, seed=seed)
-        return [item["image"].permute(1, 2, 0).numpy() for item in scenes.__getitems__(range(count))]
+        scenes = SceneDataset("validation", count, size, seed=seed, channels_last=True)
+        return [item["image"] for item in scenes.__getitems__(range(count))]
     if len(paths) > count:
         drawn = torch.randperm(len(paths), generator=torch.Generator().manual_seed(seed))[:count]
         paths = [paths[index] for index in sorted(drawn.tolist())]

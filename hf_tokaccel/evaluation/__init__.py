@@ -1,43 +1,37 @@
 """Evaluation shared by the example scripts: data sets, metrics, the loop, timing, rivals, tables and pictures."""
 
-from .depth import DEPTH_METRICS, DepthMetric, DepthProtocol, align, crop_mask, depth_errors, metrics_from_sums
-from .environment import describe_environment
-from .flops import count_gflops
-from .loop import Scores, evaluate_variants
-from .panoptic import PanopticMetric
-from .processes import make_accelerator
-from .report import Result, Row, to_markdown, to_table
-from .segmentation import SegmentationMetric, confusion_matrix, metrics_from_counts
-from .speed import Timing, time_interleaved
-from .task import Summary, Task, UnreadableError, Variant
-from .windows import Windows
+from ..lazy import lazy_names
 
-__all__ = [
-    "DEPTH_METRICS",
-    "DepthMetric",
-    "DepthProtocol",
-    "PanopticMetric",
-    "Result",
-    "Row",
-    "Scores",
-    "SegmentationMetric",
-    "Summary",
-    "Task",
-    "Timing",
-    "UnreadableError",
-    "Variant",
-    "Windows",
-    "align",
-    "confusion_matrix",
-    "count_gflops",
-    "crop_mask",
-    "depth_errors",
-    "describe_environment",
-    "evaluate_variants",
-    "make_accelerator",
-    "metrics_from_counts",
-    "metrics_from_sums",
-    "time_interleaved",
-    "to_markdown",
-    "to_table",
-]
+# Found when asked for, since the command line reads the options of the evaluations without the seconds of torch.
+_MODULES = {
+    "DEPTH_METRICS": "..measure.metrics.depth",
+    "DepthMetric": ".depth.metric",
+    "DepthProtocol": "..measure.metrics.depth",
+    "PanopticMetric": ".panoptic.metric",
+    "Result": "..results.rows",
+    "Row": "..results.rows",
+    "Scores": ".loop",
+    "SegmentationMetric": ".segmentation.metric",
+    "Summary": ".task",
+    "Task": ".task",
+    "Timing": "..measure.speed",
+    "UnreadableError": "..images",
+    "Variant": "..measure.variant",
+    "Windows": ".windows",
+    "align": "..measure.metrics.depth",
+    "confusion_matrix": "..measure.metrics.segmentation",
+    "count_gflops": "..measure.flops",
+    "crop_mask": "..measure.metrics.depth",
+    "depth_errors": "..measure.metrics.depth",
+    "describe_environment": "..measure.environment",
+    "evaluate_variants": ".loop",
+    "make_accelerator": ".processes",
+    "metrics_from_counts": "..measure.metrics.segmentation",
+    "metrics_from_sums": "..measure.metrics.depth",
+    "time_interleaved": "..measure.speed",
+    "to_markdown": "..results.tables",
+    "to_table": "..results.tables",
+}
+__all__ = list(_MODULES)
+
+__getattr__, __dir__ = lazy_names(__name__, _MODULES)

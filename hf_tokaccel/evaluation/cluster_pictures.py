@@ -10,9 +10,11 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
-from . import depth_pictures, panoptic_pictures, segmentation_pictures
-from .panoptic import image_sums, metrics_from_sums
+from ..measure.metrics.panoptic import image_sums, metrics_from_sums
+from .depth import pictures as depth_pictures
+from .panoptic import pictures as panoptic_pictures
 from .pictures import Panel, colour_bar, show_clusters
+from .segmentation import pictures as segmentation_pictures
 from .showing import View, mean_colours
 from .task import Task
 

@@ -8,28 +8,15 @@ from functools import partial
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor, nn
+from torch import Tensor
 
-from .flops import count_gflops
-from .loop import EncodedDataset, evaluate_variants, progress_bar, same_size
-from .report import Row
-from .rivals import Entry
-from .speed import time_interleaved
+from ..measure.flops import count_gflops
+from ..measure.progress import progress_bar
+from ..measure.speed import time_interleaved
+from ..results.rows import Row
+from ..rivals.build import Rival
+from .loop import EncodedDataset, evaluate_variants, same_size
 from .task import Task
-
-
-def compile_model(model: nn.Module, backend: str = "inductor") -> nn.Module:
-    """`torch.compile` for static shapes, with room for many variants of one model class.
-
-    Raises:
-        ValueError: An unknown backend.
-    """
-    backends = torch._dynamo.list_backends(exclude_tags=())
-    if backend not in backends:
-        raise ValueError(f"compile backend {backend!r} must be one of {', '.join(backends)}; for example inductor")
-    # The limit counts all objects that share one forward, and each variant is one.
-    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 128)
-    return torch.compile(model, backend=backend, dynamic=False)
 
 
 def first_items(samples: Sequence[dict], task: Task, count: int) -> list[dict]:
@@ -69,7 +56,7 @@ class Comparison:
 
 
 def compare(
-    entries: Sequence[Entry],
+    entries: Sequence[Rival],
     samples: Sequence[dict],
     task: Task,
     accelerator: Accelerator,
@@ -104,16 +91,17 @@ def compare(
         return None
     pixel_values = first_batch(samples, task, batch_size).to(accelerator.device)
     calls = [task.timed(variant, pixel_values) for variant in variants]
+    # Every variant has just run on all images, so one round is enough to warm up.
     with progress_bar() as progress:
-        bar = progress.add_task("timing", total=len(calls) * (rounds + 2))
+        bar = progress.add_task("timing", total=len(calls) * (rounds + 1))
         advance = partial(progress.advance, bar)
-        timings = time_interleaved(calls, device=accelerator.device, rounds=rounds, warmup=2, advance=advance)
+        timings = time_interleaved(calls, device=accelerator.device, rounds=rounds, warmup=1, advance=advance)
     gflops = [count_gflops(partial(task.run, variant.with_eager()), pixel_values[:1]) for variant in variants]
     size = task.model_input(pixel_values).shape[-2:]
     summaries = task.summarise(scores.sums, scores.kept)
     rows = [
         Row(
-            name=entry.variant.name,
+            name=entry.name,
             kind=entry.kind,
             accel=entry.accel,
             input_size=entry.variant.size(*size),

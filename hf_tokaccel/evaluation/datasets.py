@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
 from torch.utils.data import Dataset
 
-from .models import first_line
-from .task import UnreadableError
+from ..images import reading
+from ..scenes import SceneDataset
 
 DEFAULT_SCENES = 200
-TABLES = "a folder that the datasets library reads, or a Hub name such as owner/name"
 
 
 class MappedSamples(Dataset):
@@ -37,48 +34,12 @@ class MappedSamples(Dataset):
         return self.read(self.items[index])
 
 
-class SceneSamples(Dataset):
-    """Rendered scenes with channels last; a batch is rendered in one go.
-
-    Args:
-        scenes: A `SceneDataset`.
-        truth: Name of the true map among its columns and among ours, and its type.
-    """
-
-    def __init__(self, scenes: Dataset, truth: tuple[str, str, torch.dtype]):
-        self.scenes, self.truth = scenes, truth
-
-    def __len__(self) -> int:
-        return len(self.scenes)
-
-    def __getitem__(self, index: int) -> dict:
-        return self.__getitems__([index])[0]
-
-    def __getitems__(self, indices: list[int]) -> list[dict]:
-        column, key, dtype = self.truth
-        return [
-            {"image": item["image"].permute(1, 2, 0).contiguous().numpy(), key: item[column].to(dtype)}
-            for item in self.scenes.__getitems__(indices)
-        ]
-
-
-@contextmanager
-def reading(name: str | Path) -> Iterator[None]:
-    """Turns whatever a decoder raises into a `UnreadableError` that names the file."""
-    try:
-        yield
-    except Exception as error:  # Each of Pillow's decoders has errors of its own types.
-        raise UnreadableError(f"{name} cannot be read ({first_line(error)})") from error
-
-
-def read_image(path: str | Path) -> np.ndarray:
-    """Image file as uint8 (H, W, 3).
-
-    Raises:
-        UnreadableError: It cannot be read.
-    """
-    with reading(path), Image.open(path) as image:
-        return np.array(image.convert("RGB"))
+def open_scenes(
+    materials: str, split: str, limit: int | None, seed: int, size: tuple[int, int], **columns: Callable
+) -> SceneDataset:
+    """Rendered scenes with the images that processors take, and the truth of a task as columns."""
+    length = DEFAULT_SCENES if limit is None else limit
+    return SceneDataset(split, length, size, seed, materials, channels_last=True, columns=columns)
 
 
 def read_map(path: str | Path) -> np.ndarray:
@@ -198,34 +159,3 @@ def read_row(table, index: int, name: str) -> dict:
 def check_limit(limit: int | None) -> None:
     if limit is not None and limit < 1:
         raise ValueError(f"limit={limit} must be at least 1, for example 100")
-
-
-PHOTOGRAPHS = ("astronaut", "chelsea", "coffee", "rocket", "motorcycle_left")
-
-
-def open_photographs(paths: Sequence[str | Path] = ()) -> dict[str, np.ndarray]:
-    """Photographs by name, uint8 (H, W, 3): the given files, or those that scikit-image carries in its package.
-
-    Raises:
-        ValueError: A file that is missing or is no image, or scikit-image is not installed.
-    """
-    if not paths:
-        try:
-            import skimage.data
-        except ImportError as error:
-            raise ValueError(
-                "--images without paths shows photographs of scikit-image: pip install scikit-image, or give files"
-            ) from error
-        folder = Path(skimage.data.__file__).parent
-        paths = [next(folder.glob(f"{name}.*"), folder / f"{name}.png") for name in PHOTOGRAPHS]
-    missing = [str(path) for path in paths if not Path(path).is_file()]
-    if missing:
-        raise ValueError(
-            f"image {', '.join(missing)} does not exist; give image files, or no path for those of scikit-image"
-        )
-    images = {}
-    for path in map(Path, paths):
-        if path.stem in images:
-            raise ValueError(f"two photographs are called {path.stem!r}, the last is {path}; rename one of them")
-        images[path.stem] = read_image(path)
-    return images

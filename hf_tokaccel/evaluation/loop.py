@@ -2,8 +2,7 @@
 
 The data are read and prepared once, and every variant sees the same batches. Each process keeps the sums of its own
 images; they are put together once at the end, in the order of the data set, so the result does not depend on the
-number of processes.
-"""
+number of processes."""
 
 from __future__ import annotations
 
@@ -14,12 +13,13 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from .task import Task, UnreadableError, Variant
+from ..images import UnreadableError
+from ..measure.progress import progress_bar
+from ..measure.variant import Variant
+from .task import Task
 
 MAX_NAMED = 5  # bad images that an error message names
 
@@ -73,18 +73,6 @@ def same_size(items: Iterable[dict]) -> list[list[dict]]:
     for item in items:
         groups.setdefault(tuple(item["pixel_values"].shape), []).append(item)
     return list(groups.values())
-
-
-def progress_bar(enabled: bool = True) -> Progress:
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    # Standard output is for results.
-    return Progress(*columns, console=Console(stderr=True), disable=not enabled)
 
 
 @torch.inference_mode()

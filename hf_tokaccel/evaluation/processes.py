@@ -11,7 +11,7 @@ import psutil
 import torch
 from accelerate import Accelerator, DataLoaderConfiguration
 
-from .environment import available_cores
+from ..measure.environment import available_cores
 
 
 def make_accelerator(cpu: bool = False, **options: Any) -> Accelerator:

@@ -9,10 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import OneFormerProcessor
 
-import hf_tokaccel as ta
-
+from ..hosts.track import observe_clusters
+from ..measure.variant import Variant, give_inputs
 from .pictures import Panel
-from .task import Task, Variant, add_label, give_inputs
+from .task import Task, add_label
 
 
 def give_task_input(model: nn.Module, folder: str, task: str = "panoptic") -> None:
@@ -82,7 +82,7 @@ class QueryTask(Task):
         """One line of a figure that compares two variants on a sample."""
         maps = [self.predict(variant, sample) for variant in (dense, accelerated)]
         item = self.encode(sample)
-        with ta.observe_clusters() as seen:
+        with observe_clusters() as seen:
             self.run(accelerated.with_eager(), item["pixel_values"][None].to(accelerated.device))
         labels = seen[0].image_labels()[:1].cpu()
         if not is_whole(item):

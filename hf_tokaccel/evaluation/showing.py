@@ -9,16 +9,18 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from hf_tokaccel import TokenClusteringConfig
-from hf_tokaccel.presets import Recommended
-
-from .datasets import read_image
-from .flops import count_gflops
+from ..images import read_image
+from ..measure.flops import count_gflops
+from ..measure.variant import Variant
+from ..rivals.build import Subject, rivals_of
+from ..rivals.settings import default_settings
+from ..settings.clustering import TokenClusteringConfig
+from ..settings.naming import group_name
+from ..tuning.recommended import Recommended
+from ..tuning.text import resolve_accels
 from .pictures import Panel
-from .rivals import default_settings, entries_for, group_name, resolve_accels
-from .script import Loaded
-from .scripts import BY_AUTO_CLASS, build_parser, find_script
-from .task import Variant
+from .script import Loaded, load
+from .scripts import BY_AUTO_CLASS, EVALUATIONS
 
 TASKS = ("depth", "segmentation", "panoptic")
 SCENE = "scene"
@@ -49,8 +51,8 @@ def find_task(model: str) -> str:
     Raises:
         ValueError: Nothing to load there, or a model whose output these pictures do not show.
     """
-    from ..card import auto_class_of
-    from ..loading import load_config
+    from ..checkpoint import load_config
+    from ..hub.card import auto_class_of
 
     if model in TASKS:
         return model
@@ -75,9 +77,8 @@ def load_shown(model: str, device: torch.device | str = "cpu") -> Loaded:
         ValueError: See `find_task`, and a checkpoint that cannot be loaded.
     """
     task = find_task(model)
-    given = [] if model in TASKS else ["--model", model]
-    arguments = build_parser(task, task).parse_args([*given, "--images"])
-    return find_script(task).load(arguments, torch.device(device))
+    options = EVALUATIONS[task](model=None if model in TASKS else model, images=[])
+    return load(options, torch.device(device))
 
 
 def open_sample(image: str, loaded: Loaded) -> dict:
@@ -124,12 +125,11 @@ def _photographs() -> dict[str, Path]:
 
 def _scene(number: int, loaded: Loaded) -> dict:
     """A held-out scene at the size of the model's input, with the truth of its task where the model speaks of that."""
-    from hf_tokaccel.scenes import CLASS_NAMES
-
-    from .depth_data import open_depth_dataset
-    from .models import input_size
-    from .panoptic_data import open_panoptic_dataset
-    from .segmentation_data import open_segmentation_dataset
+    from ..images import input_size
+    from ..scenes import CLASS_NAMES
+    from .depth.data import open_depth_dataset
+    from .panoptic.data import open_panoptic_dataset
+    from .segmentation.data import open_segmentation_dataset
 
     options = {"split": "test", "limit": number + 1, "seed": 0, "size": input_size(loaded.task.processor)}
     protocol = loaded.task.protocol
@@ -175,7 +175,7 @@ def make_views(loaded: Loaded, sample: dict, settings: Sequence[TokenClusteringC
     task = loaded.task
     device = next(loaded.dense.parameters()).device
     pixel_values = task.model_input(task.encode(sample)["pixel_values"][None].to(device))
-    (dense, *fast), _ = entries_for(loaded.dense, settings, pixel_values, rivals=False)
+    (dense, *fast), _ = rivals_of(Subject(loaded.dense, tuple(pixel_values.shape[-2:])), settings, {})
     whole = count_gflops(dense.variant, pixel_values)
     views = []
     for entry in fast:

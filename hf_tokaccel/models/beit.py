@@ -11,10 +11,10 @@ from transformers import (
     BeitModel,
 )
 
-from ..configs import AcceleratedConfig
-from ..modeling import AcceleratedModel, enter, read, record
+from ..hosts.config import AcceleratedConfig
+from ..hosts.modeling import AcceleratedModel, enter, read, record
+from ..hosts.track import TokenTrack
 from ..registry import register_family
-from ..track import TokenTrack
 
 
 class TokAccelBeitConfig(AcceleratedConfig, BeitConfig):

@@ -7,11 +7,10 @@ from transformers import (
     CLIPVisionConfig,
     CLIPVisionModel,
     CLIPVisionModelWithProjection,
-    PreTrainedConfig,
 )
 
-from ..configs import AcceleratedConfig
-from ..modeling import AcceleratedModel, enter, record
+from ..hosts.config import AcceleratedConfig
+from ..hosts.modeling import AcceleratedModel, enter, record
 from ..registry import register_family
 
 
@@ -42,11 +41,9 @@ class TokAccelCLIPConfig(AcceleratedConfig, CLIPConfig):
     """`CLIPConfig` with `accel`, which applies to its vision tower."""
 
     model_type = "tokaccel_clip"
+    accel_host_path = "vision_config"
     accel_normalization = "l1"
     accel_fixed_image_size = True
-
-    def accel_host(self) -> PreTrainedConfig:
-        return self.vision_config
 
 
 class TokAccelCLIPModel(AcceleratedModel, CLIPModel):

@@ -6,11 +6,10 @@ from transformers import (
     CLIPSegModel,
     CLIPSegVisionConfig,
     CLIPSegVisionModel,
-    PreTrainedConfig,
 )
 
-from ..configs import AcceleratedConfig
-from ..modeling import AcceleratedModel, enter, record
+from ..hosts.config import AcceleratedConfig
+from ..hosts.modeling import AcceleratedModel, enter, record
 from ..registry import register_family
 
 
@@ -32,10 +31,8 @@ class TokAccelCLIPSegConfig(AcceleratedConfig, CLIPSegConfig):
     """`CLIPSegConfig` with `accel`, which applies to its vision tower."""
 
     model_type = "tokaccel_clipseg"
+    accel_host_path = "vision_config"
     accel_normalization = "l1"
-
-    def accel_host(self) -> PreTrainedConfig:
-        return self.vision_config
 
 
 class TokAccelCLIPSegModel(AcceleratedModel, CLIPSegModel):

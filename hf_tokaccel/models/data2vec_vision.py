@@ -10,12 +10,12 @@ from transformers import (
 )
 from transformers.models.data2vec.modeling_data2vec_vision import Data2VecVisionRelativePositionBias
 
-from ..configs import AcceleratedConfig
-from ..configuration import TokenClusteringConfig
-from ..graft import transplant
-from ..modeling import AcceleratedModel, enter, read, record
+from ..hosts.config import AcceleratedConfig
+from ..hosts.graft import transplant
+from ..hosts.modeling import AcceleratedModel, enter, read, record
+from ..hosts.track import TokenTrack, ambient_track
 from ..registry import register_family
-from ..track import TokenTrack, ambient_track
+from ..settings.clustering import TokenClusteringConfig
 
 
 class TokAccelData2VecVisionConfig(AcceleratedConfig, Data2VecVisionConfig):

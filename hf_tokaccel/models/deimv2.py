@@ -1,10 +1,10 @@
 """DEIMv2: object detection on a DINOv3 backbone."""
 
-from transformers import Deimv2Config, Deimv2ForObjectDetection, Deimv2Model, PreTrainedConfig
+from transformers import Deimv2Config, Deimv2ForObjectDetection, Deimv2Model
 
-from ..configs import AcceleratedConfig
-from ..modeling import AcceleratedModel
-from ..registry import register_family, unsupported
+from ..hosts.config import AcceleratedConfig
+from ..hosts.modeling import AcceleratedModel
+from ..registry import register_family
 
 
 class TokAccelDeimv2Config(AcceleratedConfig, Deimv2Config):
@@ -14,12 +14,9 @@ class TokAccelDeimv2Config(AcceleratedConfig, Deimv2Config):
     """
 
     model_type = "tokaccel_deimv2"
+    accel_host_path = "backbone_config"
+    accel_host_types = ("dinov3_vit",)
     accel_normalization = "l1"
-
-    def accel_host(self) -> PreTrainedConfig:
-        if self.backbone_config.model_type != "dinov3_vit":
-            raise unsupported(f"DEIMv2 on a {self.backbone_config.model_type!r} backbone, unlike one on 'dinov3_vit',")
-        return self.backbone_config
 
 
 class TokAccelDeimv2Model(AcceleratedModel, Deimv2Model):

@@ -10,8 +10,8 @@ from transformers import (
     DeiTModel,
 )
 
-from ..configs import AcceleratedConfig
-from ..modeling import AcceleratedModel, enter, read, record
+from ..hosts.config import AcceleratedConfig
+from ..hosts.modeling import AcceleratedModel, enter, read, record
 from ..registry import register_family
 
 
@@ -20,6 +20,7 @@ class TokAccelDeiTConfig(AcceleratedConfig, DeiTConfig):
 
     model_type = "tokaccel_deit"
     accel_fixed_image_size = True
+    accel_prefix = 2
 
     def __post_init__(self, **kwargs: Any) -> None:
         super().__post_init__(**kwargs)
@@ -32,7 +33,6 @@ class TokAccelDeiTConfig(AcceleratedConfig, DeiTConfig):
 class TokAccelDeiTModel(AcceleratedModel, DeiTModel):
     config: TokAccelDeiTConfig
     accel_layers = "layers"
-    accel_prefix = 2
     forward = enter(record(DeiTModel.forward))
 
 

@@ -1,9 +1,9 @@
 """Depth Anything (v1, v2, metric): a DPT-like head on a DINOv2 backbone."""
 
-from transformers import DepthAnythingConfig, DepthAnythingForDepthEstimation, PreTrainedConfig
+from transformers import DepthAnythingConfig, DepthAnythingForDepthEstimation
 
-from ..configs import AcceleratedConfig
-from ..modeling import AcceleratedModel
+from ..hosts.config import AcceleratedConfig
+from ..hosts.modeling import AcceleratedModel
 from ..registry import register_family
 
 
@@ -11,10 +11,8 @@ class TokAccelDepthAnythingConfig(AcceleratedConfig, DepthAnythingConfig):
     """`DepthAnythingConfig` with `accel`, which applies to its backbone."""
 
     model_type = "tokaccel_depth_anything"
+    accel_host_path = "backbone_config"
     accel_normalization = "l1"
-
-    def accel_host(self) -> PreTrainedConfig:
-        return self.backbone_config
 
 
 class TokAccelDepthAnythingForDepthEstimation(AcceleratedModel, DepthAnythingForDepthEstimation):

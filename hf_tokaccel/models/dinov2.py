@@ -1,22 +1,35 @@
 """DINOv2: model, classification, and the Backbone under Depth Anything and DPT."""
 
-from transformers import Dinov2Backbone, Dinov2Config, Dinov2ForImageClassification, Dinov2Model
+from transformers import Dinov2Backbone, Dinov2Config, Dinov2ForImageClassification, Dinov2Model, PreTrainedConfig
 from transformers.models.dinov2.modeling_dinov2 import Dinov2Encoder
 
-from ..configs import AcceleratedConfig
-from ..modeling import AcceleratedModel, enter, loop, read, record
+from ..hosts.config import AcceleratedConfig
+from ..hosts.modeling import AcceleratedModel, enter, loop, read, record
 from ..registry import register_family
 
 
-class TokAccelDinov2Config(AcceleratedConfig, Dinov2Config):
-    """`Dinov2Config` with `accel`.
+class Dinov2BlocksConfig(AcceleratedConfig):
+    """What the configurations of families on DINOv2's blocks share.
 
     Nothing was released for DINOv2. Some of its heads read features without a LayerNorm, so reconstruction weights sum
     to one by default.
     """
 
-    model_type = "tokaccel_dinov2"
     accel_normalization = "l1"
+
+    @classmethod
+    def accel_mlp(cls, host: PreTrainedConfig) -> int:
+        if not host.use_swiglu_ffn:
+            return super().accel_mlp(host)
+        # Two thirds of the channels, in eights, since the gate is a third matrix.
+        hidden = (int(host.hidden_size * host.mlp_ratio * 2 / 3) + 7) // 8 * 8
+        return 3 * host.hidden_size * hidden
+
+
+class TokAccelDinov2Config(Dinov2BlocksConfig, Dinov2Config):
+    """`Dinov2Config` with `accel`."""
+
+    model_type = "tokaccel_dinov2"
 
 
 class TokAccelDinov2Encoder(AcceleratedModel, Dinov2Encoder):

@@ -8,16 +8,16 @@ from transformers import (
 )
 from transformers.models.dinov2_with_registers.modeling_dinov2_with_registers import Dinov2WithRegistersEncoder
 
-from ..configs import AcceleratedConfig
-from ..modeling import AcceleratedModel, enter, loop, read, record
+from ..hosts.modeling import AcceleratedModel, enter, loop, read, record
 from ..registry import register_family
+from .dinov2 import Dinov2BlocksConfig
 
 
-class TokAccelDinov2WithRegistersConfig(AcceleratedConfig, Dinov2WithRegistersConfig):
-    """`Dinov2WithRegistersConfig` with `accel`; reconstruction weights sum to one by default, as for DINOv2."""
+class TokAccelDinov2WithRegistersConfig(Dinov2BlocksConfig, Dinov2WithRegistersConfig):
+    """`Dinov2WithRegistersConfig` with `accel`."""
 
     model_type = "tokaccel_dinov2_with_registers"
-    accel_normalization = "l1"
+    accel_prefix_field = "num_register_tokens"
 
 
 class TokAccelDinov2WithRegistersEncoder(AcceleratedModel, Dinov2WithRegistersEncoder):
@@ -26,16 +26,9 @@ class TokAccelDinov2WithRegistersEncoder(AcceleratedModel, Dinov2WithRegistersEn
     forward = record(loop(Dinov2WithRegistersEncoder.forward, captures=True))
 
 
-class _Entered(AcceleratedModel):
-    accel_parts = ("encoder",)
-
-    @property
-    def accel_prefix(self) -> int:
-        return 1 + self.config.num_register_tokens
-
-
-class TokAccelDinov2WithRegistersModel(_Entered, Dinov2WithRegistersModel):
+class TokAccelDinov2WithRegistersModel(AcceleratedModel, Dinov2WithRegistersModel):
     config: TokAccelDinov2WithRegistersConfig
+    accel_parts = ("encoder",)
     forward = enter(Dinov2WithRegistersModel.forward)
 
 
@@ -47,8 +40,9 @@ class TokAccelDinov2WithRegistersForImageClassification(AcceleratedModel, Dinov2
     forward = read(Dinov2WithRegistersForImageClassification.forward, lambda model: ())
 
 
-class TokAccelDinov2WithRegistersBackbone(_Entered, Dinov2WithRegistersBackbone):
+class TokAccelDinov2WithRegistersBackbone(AcceleratedModel, Dinov2WithRegistersBackbone):
     config: TokAccelDinov2WithRegistersConfig
+    accel_parts = ("encoder",)
     forward = enter(Dinov2WithRegistersBackbone.forward, reads=lambda model: tuple(model.out_indices))
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import DINOv3ViTBackbone, DINOv3ViTConfig, DINOv3ViTModel
+from transformers import DINOv3ViTBackbone, DINOv3ViTConfig, DINOv3ViTModel, PreTrainedConfig
 from transformers.models.dinov3_vit.modeling_dinov3_vit import (
     DINOv3ViTEncoder,
     DINOv3ViTRopePositionEmbedding,
@@ -15,17 +15,28 @@ from transformers.models.dinov3_vit.modeling_dinov3_vit import (
     get_patches_center_coordinates,
 )
 
-from ..configs import AcceleratedConfig
-from ..modeling import AcceleratedModel, enter, record
+from ..checks import as_pair
+from ..hosts.config import AcceleratedConfig
+from ..hosts.modeling import AcceleratedModel, enter, record
+from ..hosts.track import TokenTrack
 from ..registry import register_family
-from ..track import TokenTrack
 
 
-class TokAccelDINOv3ViTConfig(AcceleratedConfig, DINOv3ViTConfig):
-    """`DINOv3ViTConfig` with `accel`; reconstruction weights sum to one by default, as for DINOv2."""
+class Dinov3BlocksConfig(AcceleratedConfig):
+    """What the configurations of families on DINOv3's blocks share; weights sum to one by default, as for DINOv2."""
+
+    accel_normalization = "l1"
+    accel_prefix_field = "num_register_tokens"
+
+    @classmethod
+    def accel_mlp(cls, host: PreTrainedConfig) -> int:
+        return (3 if host.use_gated_mlp else 2) * host.hidden_size * host.intermediate_size
+
+
+class TokAccelDINOv3ViTConfig(Dinov3BlocksConfig, DINOv3ViTConfig):
+    """`DINOv3ViTConfig` with `accel`."""
 
     model_type = "tokaccel_dinov3_vit"
-    accel_normalization = "l1"
 
 
 def rotary(coordinates: Tensor, inv_freq: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -40,8 +51,7 @@ def rotary(coordinates: Tensor, inv_freq: Tensor, dtype: torch.dtype) -> tuple[T
 
 def rotary_of_patches(module: nn.Module, pixel_values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """cos and sin (N, D) as this native rotary embedding has them, and the (N, 2) patch centres that they are of."""
-    patch, config = module.config.patch_size, module.config
-    patch = (patch, patch) if isinstance(patch, int) else patch
+    config, patch = module.config, as_pair(module.config.patch_size)
     height, width = (side // step for side, step in zip(pixel_values.shape[-2:], patch, strict=True))
     centres = get_patches_center_coordinates(height, width, dtype=torch.float32, device=pixel_values.device)
     if module.training:
@@ -99,10 +109,6 @@ class TokAccelDINOv3ViTEncoder(AcceleratedModel, DINOv3ViTEncoder):
 
 class _Entered(AcceleratedModel):
     accel_parts = ("rope_embeddings", "model")
-
-    @property
-    def accel_prefix(self) -> int:
-        return 1 + self.config.num_register_tokens
 
     def accel_block_inputs(
         self, track: TokenTrack, args: tuple, kwargs: dict[str, Any]

@@ -2,12 +2,12 @@
 
 from typing import Any
 
-from transformers import DPTConfig, DPTForDepthEstimation, DPTForSemanticSegmentation, DPTModel, PreTrainedConfig
+from transformers import DPTConfig, DPTForDepthEstimation, DPTForSemanticSegmentation, DPTModel
 from transformers.models.dpt.modeling_dpt import DPTViTEncoder
 
-from ..configs import AcceleratedConfig
-from ..modeling import AcceleratedModel, enter, loop, read, record
-from ..registry import FAMILIES, register_family, unsupported
+from ..hosts.config import AcceleratedConfig
+from ..hosts.modeling import AcceleratedModel, enter, loop, read, record
+from ..registry import register_family
 
 
 class TokAccelDPTConfig(AcceleratedConfig, DPTConfig):
@@ -21,12 +21,9 @@ class TokAccelDPTConfig(AcceleratedConfig, DPTConfig):
     accel_expansion = "nearest"
     accel_normalization = "l1"
 
-    def accel_host(self) -> PreTrainedConfig:
-        if self.is_hybrid or self.backbone_config is None:
-            return self
-        if self.backbone_config.model_type not in FAMILIES:
-            raise unsupported(f"DPT on a {self.backbone_config.model_type!r} backbone")
-        return self.backbone_config
+    @property
+    def accel_host_path(self) -> str | None:
+        return None if self.is_hybrid or self.backbone_config is None else "backbone_config"
 
 
 class TokAccelDPTViTEncoder(DPTViTEncoder):

@@ -3,13 +3,15 @@
 from dataclasses import replace
 from typing import Any
 
-from transformers import AutoModelForImageSegmentation, EomtConfig, EomtForUniversalSegmentation
+from transformers import AutoModelForImageSegmentation, EomtConfig, EomtForUniversalSegmentation, PreTrainedConfig
 
-from ..configs import AcceleratedConfig
-from ..configuration import TokenClusteringConfig, as_accel
-from ..modeling import AcceleratedModel, enter, record
+from ..hosts.blocks import Encoder, Grid
+from ..hosts.config import AcceleratedConfig
+from ..hosts.modeling import AcceleratedModel, enter, record
 from ..registry import register_family
-from ..track import TokenTrack
+from ..settings.clustering import TokenClusteringConfig
+from ..settings.methods import as_accel
+from .dinov2 import Dinov2BlocksConfig
 
 
 class QueryBlocksConfig(AcceleratedConfig):
@@ -20,6 +22,7 @@ class QueryBlocksConfig(AcceleratedConfig):
 
     accel_normalization = "l1"
     accel_fixed_image_size = True
+    accel_prefix_field = "num_register_tokens"
 
     def resolve_accel(self, accel: Any) -> TokenClusteringConfig:
         """See `AcceleratedConfig`; an open `reconstruct_after` becomes the last block before the queries.
@@ -50,6 +53,13 @@ class QueryBlocksConfig(AcceleratedConfig):
             )
         return replace(setting, reconstruct_after=end or last)
 
+    @classmethod
+    def accel_encoder(cls, host: PreTrainedConfig, image_size: Grid) -> Encoder:
+        """See `AcceleratedConfig`; in the last blocks the queries are among the tokens."""
+        encoder, last = super().accel_encoder(host, image_size), host.num_hidden_layers - host.num_blocks
+        joined = (replace(block, prefix=block.prefix + host.num_queries) for block in encoder.blocks[last:])
+        return replace(encoder, blocks=(*encoder.blocks[:last], *joined), spans=((0, last),))
+
 
 class QueryBlocksModel(AcceleratedModel):
     """What the models share: queries and attention masks come after the span, so blocks keep what the host passes."""
@@ -57,18 +67,10 @@ class QueryBlocksModel(AcceleratedModel):
     accel_layers = "layers"
     accel_norm = "norm1"
     accel_ambient = True
-
-    @property
-    def accel_prefix(self) -> int:
-        return self.embeddings.num_prefix_tokens
-
-    def accel_block_inputs(
-        self, track: TokenTrack, args: tuple, kwargs: dict[str, Any]
-    ) -> tuple[tuple, dict[str, Any]]:
-        return args, kwargs
+    accel_passes_inputs = True
 
 
-class TokAccelEomtConfig(QueryBlocksConfig, EomtConfig):
+class TokAccelEomtConfig(QueryBlocksConfig, Dinov2BlocksConfig, EomtConfig):
     """`EomtConfig` with `accel`."""
 
     model_type = "tokaccel_eomt"
@@ -83,6 +85,5 @@ register_family(
     TokAccelEomtConfig,
     (TokAccelEomtForUniversalSegmentation,),
     note="the blocks before the queries; like its host neither exported nor compiled into one graph",
+    also={AutoModelForImageSegmentation: TokAccelEomtForUniversalSegmentation},
 )
-# Where the image-segmentation pipeline looks for a folder whose class is not of Transformers.
-AutoModelForImageSegmentation.register(TokAccelEomtConfig, TokAccelEomtForUniversalSegmentation, exist_ok=True)

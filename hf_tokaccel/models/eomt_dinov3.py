@@ -6,14 +6,14 @@ from torch import Tensor
 from transformers import AutoModelForImageSegmentation, EomtDinov3Config, EomtDinov3ForUniversalSegmentation
 from transformers.models.eomt_dinov3.modeling_eomt_dinov3 import EomtDinov3RotaryEmbedding
 
-from ..modeling import enter, record
+from ..hosts.modeling import enter, record
+from ..hosts.track import TokenTrack, ambient_track
 from ..registry import register_family
-from ..track import TokenTrack, ambient_track
-from .dinov3_vit import rotary_of_patches, rotate_clusters
+from .dinov3_vit import Dinov3BlocksConfig, rotary_of_patches, rotate_clusters
 from .eomt import QueryBlocksConfig, QueryBlocksModel
 
 
-class TokAccelEomtDinov3Config(QueryBlocksConfig, EomtDinov3Config):
+class TokAccelEomtDinov3Config(QueryBlocksConfig, Dinov3BlocksConfig, EomtDinov3Config):
     """`EomtDinov3Config` with `accel`."""
 
     model_type = "tokaccel_eomt_dinov3"
@@ -46,8 +46,5 @@ register_family(
     (TokAccelEomtDinov3ForUniversalSegmentation,),
     parts=(TokAccelEomtDinov3RotaryEmbedding,),
     note="as EoMT, with the rotary embedding of the cluster centres",
-)
-# Where the image-segmentation pipeline looks for a folder whose class is not of Transformers.
-AutoModelForImageSegmentation.register(
-    TokAccelEomtDinov3Config, TokAccelEomtDinov3ForUniversalSegmentation, exist_ok=True
+    also={AutoModelForImageSegmentation: TokAccelEomtDinov3ForUniversalSegmentation},
 )

@@ -2,15 +2,16 @@
 
 from transformers import GroundingDinoConfig, GroundingDinoForObjectDetection, GroundingDinoModel
 
-from ..configs import BackboneHeadConfig
-from ..modeling import AcceleratedModel
+from ..hosts.config import AcceleratedConfig
+from ..hosts.modeling import AcceleratedModel
 from ..registry import register_family
 
 
-class TokAccelGroundingDinoConfig(BackboneHeadConfig, GroundingDinoConfig):
+class TokAccelGroundingDinoConfig(AcceleratedConfig, GroundingDinoConfig):
     """`GroundingDinoConfig` with `accel`, which applies to its backbone."""
 
     model_type = "tokaccel_grounding-dino"
+    accel_host_path = "backbone_config"
 
 
 class TokAccelGroundingDinoModel(AcceleratedModel, GroundingDinoModel):

@@ -1,14 +1,13 @@
 """LW-DETR: object detection on a ViT whose image windows lie in the batch dimension."""
 
-from typing import Any
+from collections.abc import Collection
 
 from transformers import LwDetrConfig, LwDetrForObjectDetection, LwDetrModel, PreTrainedConfig
 from transformers.models.lw_detr.configuration_lw_detr import LwDetrViTConfig
 from transformers.models.lw_detr.modeling_lw_detr import LwDetrViTBackbone, LwDetrViTEncoder
 
-from ..configs import AcceleratedConfig
-from ..layout import TokenLayout
-from ..modeling import AcceleratedModel, enter, image_grid, record
+from ..hosts.config import AcceleratedConfig
+from ..hosts.modeling import AcceleratedModel, enter, record
 from ..registry import register_family
 
 
@@ -18,11 +17,15 @@ class TokAccelLwDetrViTConfig(AcceleratedConfig, LwDetrViTConfig):
     model_type = "tokaccel_lw_detr_vit"
     accel_normalization = "l1"
     accel_unit = "a window"
+    accel_prefix = 0
+
+    @staticmethod
+    def accel_parts(host: PreTrainedConfig) -> int:
+        return host.num_windows_side
 
     @classmethod
-    def accel_grid(cls, host: PreTrainedConfig, image_size: tuple[int, int]) -> tuple[int, int]:
-        height, width = super().accel_grid(host, image_size)
-        return height // host.num_windows_side, width // host.num_windows_side
+    def accel_windowed(cls, host: PreTrainedConfig) -> Collection[int]:
+        return host.window_block_indices
 
 
 class TokAccelLwDetrViTEncoder(AcceleratedModel, LwDetrViTEncoder):
@@ -35,20 +38,13 @@ class TokAccelLwDetrViTBackbone(AcceleratedModel, LwDetrViTBackbone):
     accel_parts = ("encoder",)
     forward = enter(LwDetrViTBackbone.forward, reads=lambda model: tuple(model.out_indices))
 
-    def accel_layout(self, arguments: dict[str, Any]) -> TokenLayout:
-        grid = image_grid(self, arguments["pixel_values"], self.config.num_windows_side)
-        parts = self.config.num_windows_side**2
-        return TokenLayout(grid, prefix=0, unit=TokAccelLwDetrViTConfig.accel_unit, parts=parts)
-
 
 class TokAccelLwDetrConfig(AcceleratedConfig, LwDetrConfig):
     """`LwDetrConfig` with `accel`, which applies to its backbone."""
 
     model_type = "tokaccel_lw_detr"
+    accel_host_path = "backbone_config"
     accel_normalization = "l1"
-
-    def accel_host(self) -> PreTrainedConfig:
-        return self.backbone_config
 
 
 class TokAccelLwDetrModel(AcceleratedModel, LwDetrModel):

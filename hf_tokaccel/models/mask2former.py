@@ -7,15 +7,16 @@ from transformers import (
     Mask2FormerModel,
 )
 
-from ..configs import BackboneHeadConfig
-from ..modeling import AcceleratedModel
+from ..hosts.config import AcceleratedConfig
+from ..hosts.modeling import AcceleratedModel
 from ..registry import register_family
 
 
-class TokAccelMask2FormerConfig(BackboneHeadConfig, Mask2FormerConfig):
+class TokAccelMask2FormerConfig(AcceleratedConfig, Mask2FormerConfig):
     """`Mask2FormerConfig` with `accel`, which applies to its backbone; L2 weights as released."""
 
     model_type = "tokaccel_mask2former"
+    accel_host_path = "backbone_config"
 
 
 class TokAccelMask2FormerModel(AcceleratedModel, Mask2FormerModel):
@@ -32,8 +33,5 @@ register_family(
     TokAccelMask2FormerConfig,
     (TokAccelMask2FormerModel, TokAccelMask2FormerForUniversalSegmentation),
     note="on Swin, as released",
-)
-# Where the image-segmentation pipeline looks for a folder whose class is not of Transformers.
-AutoModelForImageSegmentation.register(
-    TokAccelMask2FormerConfig, TokAccelMask2FormerForUniversalSegmentation, exist_ok=True
+    also={AutoModelForImageSegmentation: TokAccelMask2FormerForUniversalSegmentation},
 )

@@ -7,18 +7,19 @@ from transformers import (
     MaskFormerModel,
 )
 
-from ..configs import BackboneHeadConfig
-from ..modeling import AcceleratedModel
+from ..hosts.config import AcceleratedConfig
+from ..hosts.modeling import AcceleratedModel
 from ..registry import register_family
 
 
-class TokAccelMaskFormerConfig(BackboneHeadConfig, MaskFormerConfig):
+class TokAccelMaskFormerConfig(AcceleratedConfig, MaskFormerConfig):
     """`MaskFormerConfig` with `accel`, which applies to its backbone.
 
     The host makes a `swin` backbone one of type `maskformer-swin`, which has other weight names.
     """
 
     model_type = "tokaccel_maskformer"
+    accel_host_path = "backbone_config"
 
 
 class TokAccelMaskFormerModel(AcceleratedModel, MaskFormerModel):
@@ -35,8 +36,5 @@ register_family(
     TokAccelMaskFormerConfig,
     (TokAccelMaskFormerModel, TokAccelMaskFormerForInstanceSegmentation),
     note="on its own kind of Swin",
-)
-# Where the image-segmentation pipeline looks for a folder whose class is not of Transformers.
-AutoModelForImageSegmentation.register(
-    TokAccelMaskFormerConfig, TokAccelMaskFormerForInstanceSegmentation, exist_ok=True
+    also={AutoModelForImageSegmentation: TokAccelMaskFormerForInstanceSegmentation},
 )

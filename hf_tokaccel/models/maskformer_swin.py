@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import MaskFormerSwinBackbone, MaskFormerSwinConfig
 from transformers.models.maskformer.modeling_maskformer_swin import (
     MaskFormerSwinLayer,
@@ -11,20 +11,18 @@ from transformers.models.maskformer.modeling_maskformer_swin import (
     MaskFormerSwinStage,
 )
 
-from ..configuration import TokenClusteringConfig
-from ..graft import become
-from ..modeling import AcceleratedModel, read, run_tracked
-from ..registry import register_family
-from ..stages import (
+from ..hosts.modeling import AcceleratedModel, read, run_tracked
+from ..hosts.stages import (
     AcceleratedStage,
     Seen,
     StagedConfig,
-    install_stage,
+    StagedModel,
     masked_by_setting,
     relative_position_index,
     resize_bias_table,
 )
-from ..track import ambient_read
+from ..hosts.track import ambient_read
+from ..registry import register_family
 
 # What the stages get for `output_hidden_states` where only the last state of each is read; true, as its host expects.
 _ENDS = "ends of stages"
@@ -81,20 +79,12 @@ class TokAccelMaskFormerSwinSelfAttention(MaskFormerSwinSelfAttention):
         return MaskFormerSwinSelfAttention.forward(seen, *args, **kwargs)
 
 
-def _shrink(block: nn.Module, side: int) -> None:
-    become(block.attention.self, TokAccelMaskFormerSwinSelfAttention, side=side)
-
-
-class TokAccelMaskFormerSwinModel(AcceleratedModel, MaskFormerSwinModel):
+class TokAccelMaskFormerSwinModel(StagedModel, MaskFormerSwinModel):
     config: TokAccelMaskFormerSwinConfig
+    accel_stage = TokAccelMaskFormerSwinStage
+    accel_block = TokAccelMaskFormerSwinLayer
+    accel_bias = TokAccelMaskFormerSwinSelfAttention
     _no_split_modules = [*MaskFormerSwinModel._no_split_modules, "TokAccelMaskFormerSwinStage"]
-
-    def install_accel(self, accel: TokenClusteringConfig | None) -> None:
-        super().install_accel(accel)
-        if accel is not None:
-            install_stage(
-                self.encoder.layers, accel, TokAccelMaskFormerSwinStage, TokAccelMaskFormerSwinLayer, _shrink
-            )
 
     def forward(
         self,

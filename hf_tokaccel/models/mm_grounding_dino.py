@@ -2,15 +2,16 @@
 
 from transformers import MMGroundingDinoConfig, MMGroundingDinoForObjectDetection, MMGroundingDinoModel
 
-from ..configs import BackboneHeadConfig
-from ..modeling import AcceleratedModel
+from ..hosts.config import AcceleratedConfig
+from ..hosts.modeling import AcceleratedModel
 from ..registry import register_family
 
 
-class TokAccelMMGroundingDinoConfig(BackboneHeadConfig, MMGroundingDinoConfig):
+class TokAccelMMGroundingDinoConfig(AcceleratedConfig, MMGroundingDinoConfig):
     """`MMGroundingDinoConfig` with `accel`, which applies to its backbone."""
 
     model_type = "tokaccel_mm-grounding-dino"
+    accel_host_path = "backbone_config"
 
 
 class TokAccelMMGroundingDinoModel(AcceleratedModel, MMGroundingDinoModel):

@@ -7,15 +7,16 @@ from transformers import (
     OneFormerModel,
 )
 
-from ..configs import BackboneHeadConfig
-from ..modeling import AcceleratedModel
+from ..hosts.config import AcceleratedConfig
+from ..hosts.modeling import AcceleratedModel
 from ..registry import register_family
 
 
-class TokAccelOneFormerConfig(BackboneHeadConfig, OneFormerConfig):
+class TokAccelOneFormerConfig(AcceleratedConfig, OneFormerConfig):
     """`OneFormerConfig` with `accel`, which applies to its backbone."""
 
     model_type = "tokaccel_oneformer"
+    accel_host_path = "backbone_config"
 
 
 class TokAccelOneFormerModel(AcceleratedModel, OneFormerModel):
@@ -32,8 +33,5 @@ register_family(
     TokAccelOneFormerConfig,
     (TokAccelOneFormerModel, TokAccelOneFormerForUniversalSegmentation),
     note="on Swin; DiNAT backbones are refused",
-)
-# Where the image-segmentation pipeline looks for a folder whose class is not of Transformers.
-AutoModelForImageSegmentation.register(
-    TokAccelOneFormerConfig, TokAccelOneFormerForUniversalSegmentation, exist_ok=True
+    also={AutoModelForImageSegmentation: TokAccelOneFormerForUniversalSegmentation},
 )

@@ -6,12 +6,11 @@ from transformers import (
     Owlv2Model,
     Owlv2VisionConfig,
     Owlv2VisionModel,
-    PreTrainedConfig,
 )
 from transformers.models.owlv2.modeling_owlv2 import Owlv2VisionTransformer
 
-from ..configs import AcceleratedConfig
-from ..modeling import AcceleratedModel, enter, record
+from ..hosts.config import AcceleratedConfig
+from ..hosts.modeling import AcceleratedModel, enter, record
 from ..registry import register_family
 
 
@@ -24,6 +23,7 @@ class TokAccelOwlv2VisionConfig(AcceleratedConfig, Owlv2VisionConfig):
 
 
 class TokAccelOwlv2VisionTransformer(AcceleratedModel, Owlv2VisionTransformer):
+    config: TokAccelOwlv2VisionConfig
     accel_layers = "encoder.layers"
     accel_norm = "layer_norm1"
     forward = enter(record(Owlv2VisionTransformer.forward))
@@ -38,11 +38,9 @@ class TokAccelOwlv2Config(AcceleratedConfig, Owlv2Config):
     """`Owlv2Config` with `accel`, which applies to its vision tower."""
 
     model_type = "tokaccel_owlv2"
+    accel_host_path = "vision_config"
     accel_normalization = "l1"
     accel_fixed_image_size = True
-
-    def accel_host(self) -> PreTrainedConfig:
-        return self.vision_config
 
 
 class TokAccelOwlv2Model(AcceleratedModel, Owlv2Model):

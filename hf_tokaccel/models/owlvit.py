@@ -6,12 +6,11 @@ from transformers import (
     OwlViTModel,
     OwlViTVisionConfig,
     OwlViTVisionModel,
-    PreTrainedConfig,
 )
 from transformers.models.owlvit.modeling_owlvit import OwlViTVisionTransformer
 
-from ..configs import AcceleratedConfig
-from ..modeling import AcceleratedModel, enter, record
+from ..hosts.config import AcceleratedConfig
+from ..hosts.modeling import AcceleratedModel, enter, record
 from ..registry import register_family
 
 
@@ -24,6 +23,7 @@ class TokAccelOwlViTVisionConfig(AcceleratedConfig, OwlViTVisionConfig):
 
 
 class TokAccelOwlViTVisionTransformer(AcceleratedModel, OwlViTVisionTransformer):
+    config: TokAccelOwlViTVisionConfig
     accel_layers = "encoder.layers"
     accel_norm = "layer_norm1"
     forward = enter(record(OwlViTVisionTransformer.forward))
@@ -38,11 +38,9 @@ class TokAccelOwlViTConfig(AcceleratedConfig, OwlViTConfig):
     """`OwlViTConfig` with `accel`, which applies to its vision tower."""
 
     model_type = "tokaccel_owlvit"
+    accel_host_path = "vision_config"
     accel_normalization = "l1"
     accel_fixed_image_size = True
-
-    def accel_host(self) -> PreTrainedConfig:
-        return self.vision_config
 
 
 class TokAccelOwlViTModel(AcceleratedModel, OwlViTModel):

@@ -2,8 +2,8 @@
 
 from transformers import PixioBackbone, PixioConfig, PixioModel
 
-from ..configs import AcceleratedConfig
-from ..modeling import AcceleratedModel, enter, read, record
+from ..hosts.config import AcceleratedConfig
+from ..hosts.modeling import AcceleratedModel, enter, read, record
 from ..registry import register_family
 
 
@@ -12,16 +12,13 @@ class TokAccelPixioConfig(AcceleratedConfig, PixioConfig):
 
     model_type = "tokaccel_pixio"
     accel_normalization = "l1"
+    accel_prefix, accel_prefix_field = 0, "n_cls_tokens"
 
 
 class TokAccelPixioModel(AcceleratedModel, PixioModel):
     config: TokAccelPixioConfig
     accel_layers = "layers"
     forward = enter(record(PixioModel.forward))
-
-    @property
-    def accel_prefix(self) -> int:
-        return self.config.n_cls_tokens
 
 
 class TokAccelPixioBackbone(AcceleratedModel, PixioBackbone):

@@ -1,9 +1,9 @@
 """Prompt Depth Anything: Depth Anything that also takes a low-resolution depth map."""
 
-from transformers import PreTrainedConfig, PromptDepthAnythingConfig, PromptDepthAnythingForDepthEstimation
+from transformers import PromptDepthAnythingConfig, PromptDepthAnythingForDepthEstimation
 
-from ..configs import AcceleratedConfig
-from ..modeling import AcceleratedModel
+from ..hosts.config import AcceleratedConfig
+from ..hosts.modeling import AcceleratedModel
 from ..registry import register_family
 
 
@@ -11,10 +11,8 @@ class TokAccelPromptDepthAnythingConfig(AcceleratedConfig, PromptDepthAnythingCo
     """`PromptDepthAnythingConfig` with `accel`, which applies to its backbone."""
 
     model_type = "tokaccel_prompt_depth_anything"
+    accel_host_path = "backbone_config"
     accel_normalization = "l1"
-
-    def accel_host(self) -> PreTrainedConfig:
-        return self.backbone_config
 
 
 class TokAccelPromptDepthAnythingForDepthEstimation(AcceleratedModel, PromptDepthAnythingForDepthEstimation):

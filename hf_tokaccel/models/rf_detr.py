@@ -1,6 +1,6 @@
 """RF-DETR: object detection and instance segmentation on a DINOv2 whose image windows lie in the batch dimension."""
 
-from typing import Any
+from collections.abc import Collection
 
 from transformers import (
     PreTrainedConfig,
@@ -13,13 +13,13 @@ from transformers import (
 from transformers.models.rf_detr.configuration_rf_detr import RfDetrDinov2Config
 from transformers.models.rf_detr.modeling_rf_detr import RfDetrDinov2Encoder
 
-from ..configs import AcceleratedConfig
-from ..layout import TokenLayout
-from ..modeling import AcceleratedModel, enter, image_grid, loop, record
+from ..hosts.config import AcceleratedConfig
+from ..hosts.modeling import AcceleratedModel, enter, loop, record
 from ..registry import register_family
+from .dinov2 import Dinov2BlocksConfig
 
 
-class TokAccelRfDetrDinov2Config(AcceleratedConfig, RfDetrDinov2Config):
+class TokAccelRfDetrDinov2Config(Dinov2BlocksConfig, RfDetrDinov2Config):
     """`RfDetrDinov2Config` with `accel`; `cluster_grid` counts the clusters of one of num_windows x num_windows parts.
 
     Each part is clustered on its own and has a class token of its own, in global blocks too. Give square images, as
@@ -27,13 +27,15 @@ class TokAccelRfDetrDinov2Config(AcceleratedConfig, RfDetrDinov2Config):
     """
 
     model_type = "tokaccel_rf_detr_dinov2"
-    accel_normalization = "l1"
     accel_unit = "a window"
 
+    @staticmethod
+    def accel_parts(host: PreTrainedConfig) -> int:
+        return host.num_windows
+
     @classmethod
-    def accel_grid(cls, host: PreTrainedConfig, image_size: tuple[int, int]) -> tuple[int, int]:
-        height, width = super().accel_grid(host, image_size)
-        return height // host.num_windows, width // host.num_windows
+    def accel_windowed(cls, host: PreTrainedConfig) -> Collection[int]:
+        return host.window_block_indexes
 
 
 class TokAccelRfDetrDinov2Encoder(AcceleratedModel, RfDetrDinov2Encoder):
@@ -47,19 +49,13 @@ class TokAccelRfDetrDinov2Backbone(AcceleratedModel, RfDetrDinov2Backbone):
     accel_parts = ("encoder",)
     forward = enter(RfDetrDinov2Backbone.forward, reads=lambda model: tuple(model.out_indices))
 
-    def accel_layout(self, arguments: dict[str, Any]) -> TokenLayout:
-        grid = image_grid(self, arguments["pixel_values"], self.config.num_windows)
-        return TokenLayout(grid, unit=TokAccelRfDetrDinov2Config.accel_unit, parts=self.config.num_windows**2)
-
 
 class TokAccelRfDetrConfig(AcceleratedConfig, RfDetrConfig):
     """`RfDetrConfig` with `accel`, which applies to its backbone."""
 
     model_type = "tokaccel_rf_detr"
+    accel_host_path = "backbone_config"
     accel_normalization = "l1"
-
-    def accel_host(self) -> PreTrainedConfig:
-        return self.backbone_config
 
 
 class TokAccelRfDetrModel(AcceleratedModel, RfDetrModel):

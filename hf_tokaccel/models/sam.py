@@ -2,7 +2,7 @@
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import torch
@@ -10,11 +10,9 @@ from torch import Tensor
 from transformers import PreTrainedConfig, SamConfig, SamModel, SamVisionConfig, SamVisionModel
 from transformers.models.sam.modeling_sam import SamVisionEncoder
 
-from ..configs import AcceleratedConfig
-from ..configuration import TokenClusteringConfig
-from ..graft import change
-from ..layout import TokenLayout, WindowLayout
-from ..modeling import AcceleratedModel, enter, image_grid, record
+from ..hosts.config import AcceleratedConfig
+from ..hosts.layout import TokenLayout, WindowLayout
+from ..hosts.modeling import AcceleratedModel, enter, image_grid, record
 from ..registry import register_family
 
 SLACK = 1  # pixels that a point may lie beyond the border: half precision rounds coordinates
@@ -24,11 +22,24 @@ class WindowedVisionConfig(AcceleratedConfig):
     """What the configurations of SAM's and SAM-HQ's vision encoders share."""
 
     accel_fixed_image_size = True
+    accel_prefix = 0
 
     @staticmethod
     def accel_window(host: PreTrainedConfig) -> int:
         # Without windows the whole map is one: images are square.
         return host.window_size or host.image_size // host.patch_size
+
+    @classmethod
+    def accel_windowed(cls, host: PreTrainedConfig) -> Collection[int]:
+        return set(range(host.num_hidden_layers if host.window_size else 0)) - set(host.global_attn_indexes)
+
+    @staticmethod
+    def accel_relative(host: PreTrainedConfig) -> bool:
+        return host.use_rel_pos
+
+    @classmethod
+    def accel_mlp(cls, host: PreTrainedConfig) -> int:
+        return 2 * host.hidden_size * host.mlp_dim
 
 
 class WindowedVisionEncoder(AcceleratedModel):
@@ -37,15 +48,7 @@ class WindowedVisionEncoder(AcceleratedModel):
     accel_layers = "layers"
     accel_norm = "layer_norm1"
     accel_ambient = True
-
-    def install_accel(self, accel: TokenClusteringConfig | None) -> None:
-        super().install_accel(accel)
-        if accel is None:
-            return
-        # The clusters of a window are a window; relative positions are resized by the host.
-        for layer in list(self.layers.children())[accel.cluster_after : accel.reconstruct_after]:
-            if layer.window_size > 0:
-                change(layer, window_size=accel.cluster_grid[0])
+    accel_shrinks_windows = True
 
     def accel_layout(self, arguments: dict[str, Any]) -> TokenLayout:
         size, window = image_grid(self, arguments["pixel_values"]), WindowedVisionConfig.accel_window(self.config)
@@ -75,10 +78,8 @@ class TokAccelSamConfig(AcceleratedConfig, SamConfig):
     """`SamConfig` with `accel`, which applies to its vision encoder."""
 
     model_type = "tokaccel_sam"
+    accel_host_path = "vision_config"
     accel_fixed_image_size = True
-
-    def accel_host(self) -> PreTrainedConfig:
-        return self.vision_config
 
 
 def prompted(native_forward: Callable) -> Callable:

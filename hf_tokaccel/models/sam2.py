@@ -14,12 +14,12 @@ from transformers import (
     Sam2VisionModel,
 )
 
-from ..configs import AcceleratedConfig
-from ..configuration import TokenClusteringConfig
-from ..graft import change
-from ..layout import TokenLayout, WindowLayout
-from ..modeling import AcceleratedModel, enter, image_grid, record
-from ..registry import register_family, unsupported
+from ..hosts.blocks import Block, Encoder, Grid
+from ..hosts.config import AcceleratedConfig
+from ..hosts.layout import TokenLayout, WindowLayout
+from ..hosts.modeling import AcceleratedModel, enter, image_grid, record
+from ..registry import register_family
+from ..settings.clustering import TokenClusteringConfig
 from .sam import prompted
 
 
@@ -69,6 +69,42 @@ class TokAccelSam2HieraDetConfig(AcceleratedConfig, Sam2HieraDetConfig):
         setting.check_window_grid(windows[stage], where, elsewhere)
         return replace(setting, reconstruct_after=until or end)
 
+    @classmethod
+    def accel_encoder(cls, host: PreTrainedConfig, image_size: Grid) -> Encoder:
+        """See `AcceleratedConfig`; the block that pools its queries, the first of a stage, cannot run on clusters."""
+        rows, columns = (side // step for side, step in zip(image_size, host.patch_stride, strict=True))
+        blocks, spans, before = [], [], None
+        stages = zip(host.blocks_per_stage, host.embed_dim_per_stage, host.window_size_per_stage, strict=True)
+        for stage, (depth, width, window) in enumerate(stages):
+            first, mlp = len(blocks), 2 * width * int(width * host.mlp_ratio)
+            if before is not None:
+                blocks.append(_pooling_block(host, stage, width, mlp, before, (rows, columns), first))
+                if stage <= host.num_query_pool_stages:
+                    rows, columns = rows // host.query_stride[0], columns // host.query_stride[1]
+            units = -(-rows // window) * -(-columns // window)
+            plain = Block(width, mlp, (window, window), units, rows * columns)
+            inside = (len(blocks), first + depth)
+            blocks += [replace(plain, windowed=index not in host.global_attention_blocks) for index in range(*inside)]
+            if window > 1 and inside[0] < inside[1]:
+                spans.append(inside)
+            before = width, window
+        return Encoder(tuple(blocks), tuple(spans), square=True)
+
+
+def _pooling_block(
+    host: PreTrainedConfig, stage: int, width: int, mlp: int, before: tuple[int, int], size: Grid, index: int
+) -> Block:
+    """Block `index`, the first of a stage, which comes after one of `before`: channels and side of its windows."""
+    (narrow, window), (rows, columns) = before, size
+    pooled = 4 if stage <= host.num_query_pool_stages else 1
+    tokens = rows * columns
+    if index not in host.global_attention_blocks:
+        tokens = -(-rows // window) * window * -(-columns // window) * window
+    seen = window**2 if index not in host.global_attention_blocks else tokens
+    products = rows * columns * narrow * width + tokens * narrow * 3 * width
+    products += tokens / pooled * (2 * seen * width + width**2) + rows * columns / pooled * mlp
+    return Block(width, 0, (1, 1), 0, 0, extra=int(2 * products))
+
 
 def stage_of(setting: TokenClusteringConfig, host: PreTrainedConfig) -> int:
     """The stage, 0-based, that a setting clusters."""
@@ -81,15 +117,8 @@ class TokAccelSam2HieraDetModel(AcceleratedModel, Sam2HieraDetModel):
     accel_layers = "blocks"
     accel_norm = "layer_norm1"
     accel_ambient = True
+    accel_shrinks_windows = True
     forward = enter(record(Sam2HieraDetModel.forward))
-
-    def install_accel(self, accel: TokenClusteringConfig | None) -> None:
-        super().install_accel(accel)
-        if accel is None:
-            return
-        for block in list(self.blocks.children())[accel.cluster_after : accel.reconstruct_after]:
-            if block.window_size > 0:
-                change(block, window_size=accel.cluster_grid[0])
 
     def accel_depth(self) -> int:
         return len(self.blocks)
@@ -110,26 +139,13 @@ class TokAccelSam2HieraDetModel(AcceleratedModel, Sam2HieraDetModel):
         return WindowLayout(size, config.window_size_per_stage[stage], channels_last=True)
 
 
-def hiera(vision_config: PreTrainedConfig) -> PreTrainedConfig:
-    """The configuration of the backbone, which only Hiera's is supported of.
-
-    Raises:
-        ValueError: for any other.
-    """
-    backbone = vision_config.backbone_config
-    if not isinstance(backbone, Sam2HieraDetConfig):
-        raise unsupported(f"a SAM 2 with the backbone {backbone.model_type!r} instead of 'sam2_hiera_det_model'")
-    return backbone
-
-
 class TokAccelSam2VisionConfig(AcceleratedConfig, Sam2VisionConfig):
     """`Sam2VisionConfig` with `accel`, which applies to its backbone."""
 
     model_type = "tokaccel_sam2_vision_model"
+    accel_host_path = "backbone_config"
+    accel_host_types = ("sam2_hiera_det_model",)
     accel_normalization = "l1"
-
-    def accel_host(self) -> PreTrainedConfig:
-        return hiera(self)
 
 
 class TokAccelSam2VisionModel(AcceleratedModel, Sam2VisionModel):
@@ -141,10 +157,9 @@ class TokAccelSam2Config(AcceleratedConfig, Sam2Config):
     """`Sam2Config` with `accel`, which applies to the backbone of its vision encoder."""
 
     model_type = "tokaccel_sam2"
+    accel_host_path = "vision_config.backbone_config"
+    accel_host_types = ("sam2_hiera_det_model",)
     accel_normalization = "l1"
-
-    def accel_host(self) -> PreTrainedConfig:
-        return hiera(self.vision_config)
 
 
 class TokAccelSam2Model(AcceleratedModel, Sam2Model):

@@ -3,13 +3,13 @@
 import functools
 from collections.abc import Callable
 
-from transformers import PreTrainedConfig, SamHQConfig, SamHQModel, SamHQVisionConfig, SamHQVisionModel
+from transformers import SamHQConfig, SamHQModel, SamHQVisionConfig, SamHQVisionModel
 from transformers.models.sam_hq.modeling_sam_hq import SamHQVisionEncoder
 
-from ..configs import AcceleratedConfig
-from ..modeling import AcceleratedModel, enter, hidden_state_indices, record, wanted_hidden_states
+from ..hosts.config import AcceleratedConfig
+from ..hosts.modeling import AcceleratedModel, enter, hidden_state_indices, record, wanted_hidden_states
+from ..hosts.track import ambient_track
 from ..registry import register_family
-from ..track import ambient_track
 from .sam import WindowedVisionConfig, WindowedVisionEncoder, prompted
 
 
@@ -70,11 +70,9 @@ class TokAccelSamHQConfig(AcceleratedConfig, SamHQConfig):
     """`SamHQConfig` with `accel`, which applies to its vision encoder."""
 
     model_type = "tokaccel_sam_hq"
+    accel_host_path = "vision_config"
     accel_normalization = "l1"
     accel_fixed_image_size = True
-
-    def accel_host(self) -> PreTrainedConfig:
-        return self.vision_config
 
 
 class TokAccelSamHQModel(AcceleratedModel, SamHQModel):

@@ -1,7 +1,6 @@
 """SigLIP: the vision tower, alone and inside SigLIP; the text tower stays native."""
 
 from transformers import (
-    PreTrainedConfig,
     SiglipConfig,
     SiglipForImageClassification,
     SiglipModel,
@@ -9,8 +8,8 @@ from transformers import (
     SiglipVisionModel,
 )
 
-from ..configs import AcceleratedConfig
-from ..modeling import AcceleratedModel, enter, record
+from ..hosts.config import AcceleratedConfig
+from ..hosts.modeling import AcceleratedModel, enter, record
 from ..registry import register_family
 
 
@@ -20,6 +19,7 @@ class TokAccelSiglipVisionConfig(AcceleratedConfig, SiglipVisionConfig):
     model_type = "tokaccel_siglip_vision_model"
     accel_normalization = "l1"
     accel_fixed_image_size = True
+    accel_prefix = 0
 
 
 class TokAccelSiglipVisionModel(AcceleratedModel, SiglipVisionModel):
@@ -28,7 +28,6 @@ class TokAccelSiglipVisionModel(AcceleratedModel, SiglipVisionModel):
     config: TokAccelSiglipVisionConfig
     accel_layers = "encoder.layers"
     accel_norm = "layer_norm1"
-    accel_prefix = 0
     forward = enter(record(SiglipVisionModel.forward))
 
 
@@ -36,11 +35,9 @@ class TokAccelSiglipConfig(AcceleratedConfig, SiglipConfig):
     """`SiglipConfig` with `accel`, which applies to its vision tower."""
 
     model_type = "tokaccel_siglip"
+    accel_host_path = "vision_config"
     accel_normalization = "l1"
     accel_fixed_image_size = True
-
-    def accel_host(self) -> PreTrainedConfig:
-        return self.vision_config
 
 
 class TokAccelSiglipModel(AcceleratedModel, SiglipModel):

@@ -13,16 +13,16 @@ from transformers.models.swin.modeling_swin import (
     SwinPatchMerging,
 )
 from transformers.utils.generic import merge_with_config_defaults
-from transformers.utils.output_capturing import capture_outputs
 
-from ..configuration import require
-from ..graft import become
-from ..semantic.configuration import SemanticTokenConfig
+from ..checks import as_pair, require
+from ..hosts.graft import become
 from ..semantic.modeling import SemanticConfig, SemanticFamily, SemanticModel, register_semantic_family
 from ..semantic.pooling import check_token_grid
 from ..semantic.stage import DroppingStage, SemanticMerging, SemanticStage
 from ..semantic.swin_layer import WindowLayer
 from ..semantic.units import GlobalUnits, LocalUnits
+from ..settings.semantic import SemanticTokenConfig
+from ..upstream import capture_outputs
 
 _STAGE = 2  # index of the stage with semantic tokens
 
@@ -54,8 +54,8 @@ class TokAccelSTViTSwinConfig(SemanticConfig, SwinConfig):
             side, window = setting.key_window, self.window_size
             require(side is None or side >= window, "key_window", side, f"at least window_size={window}", window + 3)
         if setting.stem == "conv":
-            patch = self.patch_size if isinstance(self.patch_size, int) else tuple(self.patch_size)
-            require(patch in (4, (4, 4)), "patch_size", patch, "4 with stem='conv'", 4)
+            patch = self.patch_size
+            require(as_pair(patch) == (4, 4), "patch_size", patch, "4 with stem='conv'", 4)
             require(self.embed_dim % 2 == 0, "embed_dim", self.embed_dim, "even with stem='conv'", 96)
         setting.check_depth(depth, f"stage 3 of depths {depths}")
         window = (self.window_size, self.window_size)

@@ -1,6 +1,6 @@
 """Swin: model, classification, masked image modeling, and the Backbone under Mask2Former and many others."""
 
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import (
     SwinBackbone,
     SwinConfig,
@@ -10,20 +10,18 @@ from transformers import (
 )
 from transformers.models.swin.modeling_swin import SwinLayer, SwinRelativePositionBias, SwinStage
 
-from ..configuration import TokenClusteringConfig
-from ..graft import become
-from ..modeling import AcceleratedModel
-from ..registry import register_family
-from ..stages import (
+from ..hosts.modeling import AcceleratedModel
+from ..hosts.stages import (
     AcceleratedStage,
     Seen,
     StagedConfig,
-    install_stage,
+    StagedModel,
     masked_by_setting,
     relative_position_index,
     resize_bias_table,
     through_clusters,
 )
+from ..registry import register_family
 
 
 class TokAccelSwinConfig(StagedConfig, SwinConfig):
@@ -56,18 +54,13 @@ class TokAccelSwinRelativePositionBias(SwinRelativePositionBias):
         return SwinRelativePositionBias.forward(seen)
 
 
-def _shrink(block: nn.Module, side: int) -> None:
-    become(block.attention.relative_position_bias, TokAccelSwinRelativePositionBias, side=side)
-
-
-class TokAccelSwinModel(AcceleratedModel, SwinModel):
+class TokAccelSwinModel(StagedModel, SwinModel):
     config: TokAccelSwinConfig
+    accel_stage = TokAccelSwinStage
+    accel_block = TokAccelSwinLayer
+    accel_bias_path = "attention.relative_position_bias"
+    accel_bias = TokAccelSwinRelativePositionBias
     _no_split_modules = [*SwinModel._no_split_modules, "TokAccelSwinStage"]
-
-    def install_accel(self, accel: TokenClusteringConfig | None) -> None:
-        super().install_accel(accel)
-        if accel is not None:
-            install_stage(self.encoder.layers, accel, TokAccelSwinStage, TokAccelSwinLayer, _shrink)
 
 
 class TokAccelSwinForImageClassification(AcceleratedModel, SwinForImageClassification):

@@ -4,7 +4,7 @@ import math
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import (
     PreTrainedConfig,
     Swinv2Backbone,
@@ -15,19 +15,19 @@ from transformers import (
 )
 from transformers.models.swinv2.modeling_swinv2 import Swinv2Layer, Swinv2SelfAttention, Swinv2Stage
 
-from ..configuration import TokenClusteringConfig
-from ..graft import become
-from ..modeling import AcceleratedModel
-from ..registry import register_family
-from ..stages import (
+from ..checks import as_pair
+from ..hosts.modeling import AcceleratedModel
+from ..hosts.stages import (
     AcceleratedStage,
     Seen,
     StagedConfig,
-    install_stage,
+    StagedModel,
     masked_by_setting,
     relative_position_index,
     through_clusters,
 )
+from ..registry import register_family
+from ..settings.clustering import TokenClusteringConfig
 
 
 class TokAccelSwinv2Config(StagedConfig, Swinv2Config):
@@ -44,8 +44,7 @@ class TokAccelSwinv2Config(StagedConfig, Swinv2Config):
     @staticmethod
     def accel_stage_windows(host: PreTrainedConfig) -> list[int]:
         """The host shrinks a window that is larger than its stage's map at `image_size`."""
-        side = host.image_size if isinstance(host.image_size, int) else host.image_size[0]
-        patch = host.patch_size if isinstance(host.patch_size, int) else host.patch_size[0]
+        side, patch = as_pair(host.image_size)[0], as_pair(host.patch_size)[0]
         return [min(side // patch // 2**stage, host.window_size) for stage in range(len(host.depths))]
 
     @classmethod
@@ -96,17 +95,10 @@ class TokAccelSwinv2SelfAttention(Swinv2SelfAttention):
         return table.to(self.continuous_position_bias_mlp[0].weight.dtype)
 
 
-def _shrink(block: nn.Module, side: int) -> None:
-    become(block.attention.self, TokAccelSwinv2SelfAttention, side=side)
-
-
-class _AcceleratedSwinv2(AcceleratedModel):
-    """What runs the stages itself."""
-
-    def install_accel(self, accel: TokenClusteringConfig | None) -> None:
-        super().install_accel(accel)
-        if accel is not None:
-            install_stage(self.encoder.layers, accel, TokAccelSwinv2Stage, TokAccelSwinv2Layer, _shrink)
+class _AcceleratedSwinv2(StagedModel):
+    accel_stage = TokAccelSwinv2Stage
+    accel_block = TokAccelSwinv2Layer
+    accel_bias = TokAccelSwinv2SelfAttention
 
 
 class TokAccelSwinv2Model(_AcceleratedSwinv2, Swinv2Model):

@@ -3,15 +3,16 @@
 from typing import Any
 
 from transformers import (
+    PreTrainedConfig,
     VideoMAEConfig,
     VideoMAEForPreTraining,
     VideoMAEForVideoClassification,
     VideoMAEModel,
 )
 
-from ..configs import AcceleratedConfig
-from ..layout import SliceLayout
-from ..modeling import AcceleratedModel, enter, image_grid, read, record
+from ..hosts.config import AcceleratedConfig
+from ..hosts.layout import TokenLayout
+from ..hosts.modeling import AcceleratedModel, enter, read, record
 from ..registry import register_family
 
 
@@ -25,6 +26,11 @@ class TokAccelVideoMAEConfig(AcceleratedConfig, VideoMAEConfig):
     model_type = "tokaccel_videomae"
     accel_normalization = "l1"
     accel_fixed_image_size = True
+    accel_prefix = 0
+
+    @staticmethod
+    def accel_slices(host: PreTrainedConfig) -> int:
+        return host.num_frames // host.tubelet_size
 
 
 class TokAccelVideoMAEModel(AcceleratedModel, VideoMAEModel):
@@ -32,14 +38,13 @@ class TokAccelVideoMAEModel(AcceleratedModel, VideoMAEModel):
     accel_layers = "encoder.layer"
     accel_ambient = True
 
-    def accel_layout(self, arguments: dict[str, Any]) -> SliceLayout:
+    def accel_layout(self, arguments: dict[str, Any]) -> TokenLayout:
         if arguments.get("bool_masked_pos") is not None:
             raise ValueError(
                 "bool_masked_pos is not valid while acceleration is on, since the visible tokens are no grid that "
                 "could be clustered: pass None, or switch acceleration off with accelerate(model, None)."
             )
-        slices = self.config.num_frames // self.config.tubelet_size
-        return SliceLayout(image_grid(self, arguments["pixel_values"]), prefix=0, slices=slices)
+        return super().accel_layout(arguments)
 
     forward = enter(record(VideoMAEModel.forward))
 

@@ -9,8 +9,8 @@ from transformers.modeling_outputs import BackboneOutput
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs
 
-from ..configs import AcceleratedConfig
-from ..modeling import AcceleratedModel, enter, hidden_state_indices, read, record, wanted_hidden_states
+from ..hosts.config import AcceleratedConfig
+from ..hosts.modeling import AcceleratedModel, enter, hidden_state_indices, read, record, wanted_hidden_states
 from ..registry import register_family
 
 

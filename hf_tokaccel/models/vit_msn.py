@@ -2,8 +2,8 @@
 
 from transformers import ViTMSNConfig, ViTMSNForImageClassification, ViTMSNModel
 
-from ..configs import AcceleratedConfig
-from ..modeling import AcceleratedModel, enter, read, record
+from ..hosts.config import AcceleratedConfig
+from ..hosts.modeling import AcceleratedModel, enter, read, record
 from ..registry import register_family
 
 

@@ -1,15 +1,16 @@
 """ViTDet: model, and the Backbone under ViTMatte; window attention, global blocks and residual convolutions."""
 
+from collections.abc import Collection
+from dataclasses import replace
 from typing import Any
 
 from transformers import PreTrainedConfig, VitDetBackbone, VitDetConfig, VitDetModel
 from transformers.models.vitdet.modeling_vitdet import VitDetEncoder
 
-from ..configs import AcceleratedConfig
-from ..configuration import TokenClusteringConfig
-from ..graft import change
-from ..layout import MapLayout, TokenLayout, WindowLayout
-from ..modeling import AcceleratedModel, enter, image_grid, record
+from ..hosts.blocks import Encoder, Grid
+from ..hosts.config import AcceleratedConfig
+from ..hosts.layout import MapLayout, TokenLayout, WindowLayout
+from ..hosts.modeling import AcceleratedModel, enter, image_grid, record
 from ..registry import register_family
 
 
@@ -22,36 +23,45 @@ class TokAccelVitDetConfig(AcceleratedConfig, VitDetConfig):
 
     model_type = "tokaccel_vitdet"
     accel_normalization = "l1"
+    accel_prefix = 0
 
     @staticmethod
     def accel_window(host: PreTrainedConfig) -> int | None:
         return host.window_size if host.window_size > 0 and host.window_block_indices else None
 
+    @classmethod
+    def accel_windowed(cls, host: PreTrainedConfig) -> Collection[int]:
+        return host.window_block_indices if host.window_size > 0 else ()
+
+    @staticmethod
+    def accel_relative(host: PreTrainedConfig) -> bool:
+        return host.use_relative_position_embeddings
+
+    @classmethod
+    def accel_encoder(cls, host: PreTrainedConfig, image_size: Grid) -> Encoder:
+        """See `AcceleratedConfig`; some blocks end in a bottleneck of convolutions."""
+        encoder = super().accel_encoder(host, image_size)
+        # 1 x 1 to half the channels, 3 x 3, and 1 x 1 back.
+        bottleneck, blocks = 13 * host.hidden_size**2 // 4, list(encoder.blocks)
+        for index in host.residual_block_indices:
+            blocks[index] = replace(blocks[index], mlp=blocks[index].mlp + bottleneck)
+        return replace(encoder, blocks=tuple(blocks))
+
 
 class _AcceleratedVitDet(AcceleratedModel):
     accel_ambient = True
+    accel_passes_inputs = True  # whether to output attentions
 
     def accel_layout(self, arguments: dict[str, Any]) -> TokenLayout:
         size, window = image_grid(self, arguments["pixel_values"]), TokAccelVitDetConfig.accel_window(self.config)
         return MapLayout(size) if window is None else WindowLayout(size, window)
 
-    def accel_block_inputs(self, track: Any, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
-        return args, kwargs  # whether to output attentions
-
 
 class TokAccelVitDetEncoder(_AcceleratedVitDet, VitDetEncoder):
     accel_layers = "layer"
     accel_norm = "norm1"
+    accel_shrinks_windows = True
     forward = record(VitDetEncoder.forward)
-
-    def install_accel(self, accel: TokenClusteringConfig | None) -> None:
-        super().install_accel(accel)
-        if accel is None:
-            return
-        # The clusters of a window are a window; relative positions are resized by the host.
-        for layer in list(self.layer.children())[accel.cluster_after : accel.reconstruct_after]:
-            if layer.window_size > 0:
-                change(layer, window_size=accel.cluster_grid[0])
 
 
 class TokAccelVitDetModel(_AcceleratedVitDet, VitDetModel):

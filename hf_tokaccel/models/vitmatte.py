@@ -1,9 +1,9 @@
 """ViTMatte: image matting on a ViTDet backbone; images have a fourth channel, the trimap."""
 
-from transformers import PreTrainedConfig, VitMatteConfig, VitMatteForImageMatting
+from transformers import VitMatteConfig, VitMatteForImageMatting
 
-from ..configs import AcceleratedConfig
-from ..modeling import AcceleratedModel
+from ..hosts.config import AcceleratedConfig
+from ..hosts.modeling import AcceleratedModel
 from ..registry import register_family
 
 
@@ -11,10 +11,8 @@ class TokAccelVitMatteConfig(AcceleratedConfig, VitMatteConfig):
     """`VitMatteConfig` with `accel`, which applies to its backbone."""
 
     model_type = "tokaccel_vitmatte"
+    accel_host_path = "backbone_config"
     accel_normalization = "l1"
-
-    def accel_host(self) -> PreTrainedConfig:
-        return self.backbone_config
 
 
 class TokAccelVitMatteForImageMatting(AcceleratedModel, VitMatteForImageMatting):

@@ -1,9 +1,6 @@
 """ViTPose: human pose estimation, and its backbone with or without a mixture of experts."""
 
-from typing import Any
-
 from transformers import (
-    PreTrainedConfig,
     VitPoseBackbone,
     VitPoseBackboneConfig,
     VitPoseConfig,
@@ -11,8 +8,8 @@ from transformers import (
 )
 from transformers.models.vitpose_backbone.modeling_vitpose_backbone import VitPoseBackboneEncoder
 
-from ..configs import AcceleratedConfig
-from ..modeling import AcceleratedModel, enter, record
+from ..hosts.config import AcceleratedConfig
+from ..hosts.modeling import AcceleratedModel, enter, record
 from ..registry import register_family
 
 
@@ -21,6 +18,7 @@ class TokAccelVitPoseBackboneConfig(AcceleratedConfig, VitPoseBackboneConfig):
 
     model_type = "tokaccel_vitpose_backbone"
     accel_fixed_image_size = True
+    accel_prefix = 0
 
 
 class TokAccelVitPoseBackboneEncoder(AcceleratedModel, VitPoseBackboneEncoder):
@@ -30,22 +28,17 @@ class TokAccelVitPoseBackboneEncoder(AcceleratedModel, VitPoseBackboneEncoder):
 
 class TokAccelVitPoseBackbone(AcceleratedModel, VitPoseBackbone):
     config: TokAccelVitPoseBackboneConfig
-    accel_prefix = 0
     accel_parts = ("encoder",)
+    accel_passes_inputs = True  # dataset_index chooses the experts of an image, whatever its tokens are
     forward = enter(VitPoseBackbone.forward, reads=lambda model: tuple(model.out_indices))
-
-    def accel_block_inputs(self, track: Any, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
-        return args, kwargs  # dataset_index chooses the experts of an image, whatever its tokens are
 
 
 class TokAccelVitPoseConfig(AcceleratedConfig, VitPoseConfig):
     """`VitPoseConfig` with `accel`, which applies to its backbone."""
 
     model_type = "tokaccel_vitpose"
+    accel_host_path = "backbone_config"
     accel_fixed_image_size = True
-
-    def accel_host(self) -> PreTrainedConfig:
-        return self.backbone_config
 
 
 class TokAccelVitPoseForPoseEstimation(AcceleratedModel, VitPoseForPoseEstimation):

@@ -1,12 +1,9 @@
 """ViViT: model and video classification; the tokens of each tubelet slice are clustered on their own."""
 
-from typing import Any
+from transformers import PreTrainedConfig, VivitConfig, VivitForVideoClassification, VivitModel
 
-from transformers import VivitConfig, VivitForVideoClassification, VivitModel
-
-from ..configs import AcceleratedConfig
-from ..layout import SliceLayout
-from ..modeling import AcceleratedModel, enter, image_grid, read, record
+from ..hosts.config import AcceleratedConfig
+from ..hosts.modeling import AcceleratedModel, enter, read, record
 from ..registry import register_family
 
 
@@ -15,6 +12,10 @@ class TokAccelVivitConfig(AcceleratedConfig, VivitConfig):
 
     model_type = "tokaccel_vivit"
     accel_fixed_image_size = True
+
+    @staticmethod
+    def accel_slices(host: PreTrainedConfig) -> int:
+        return host.num_frames // host.tubelet_size[0]
 
     @property
     def patch_size(self) -> tuple[int, int]:
@@ -25,11 +26,6 @@ class TokAccelVivitConfig(AcceleratedConfig, VivitConfig):
 class TokAccelVivitModel(AcceleratedModel, VivitModel):
     config: TokAccelVivitConfig
     accel_layers = "layers"
-
-    def accel_layout(self, arguments: dict[str, Any]) -> SliceLayout:
-        slices = self.config.num_frames // self.config.tubelet_size[0]
-        return SliceLayout(image_grid(self, arguments["pixel_values"]), prefix=1, slices=slices)
-
     forward = enter(record(VivitModel.forward))
 
 

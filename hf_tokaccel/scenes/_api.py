@@ -1,7 +1,7 @@
 """Public entry points: rendering scenes by index, and datasets of them."""
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -109,6 +109,8 @@ class SceneDataset(Dataset):
         size: Height and width in pixels.
         seed: Picks another set of scenes.
         materials: "any" or "typical", as in `render_scenes`.
+        channels_last: Gives images as NumPy arrays (H, W, 3) instead.
+        columns: What items hold instead of the three maps, beside the image and their "name": functions of an item.
 
     Raises:
         ValueError: If the split or the materials are unknown, or the length, the size or the seed is out of range.
@@ -121,32 +123,42 @@ class SceneDataset(Dataset):
         size: tuple[int, int] = (128, 128),
         seed: int = 0,
         materials: str = "any",
+        *,
+        channels_last: bool = False,
+        columns: Mapping[str, Callable[[dict[str, Tensor]], Any]] | None = None,
     ):
         _check_split(split)
         _check_materials(materials)
         _check_integer("length", length, 1, 1024)
         _check_integer("seed", seed, 0, 0)
         self.split, self.length, self.size, self.seed = split, length, _check_size(size), seed
-        self.materials = materials
+        self.materials, self.channels_last, self.columns = materials, channels_last, columns
 
     def __len__(self) -> int:
         return self.length
 
-    def __getitem__(self, index: int) -> dict[str, Tensor]:
+    def __getitem__(self, index: int) -> dict[str, Any]:
         return self.__getitems__([index])[0]
 
-    def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Tensor]]:
+    def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Any]]:
         """Return the items at the indices; negative ones count from the end."""
         for i in indices:
             if not -self.length <= i < self.length:
                 raise IndexError(f"Index {i} is out of range for a dataset of {self.length} scenes.")
-        batch = render_scenes(
-            [i % self.length for i in indices], self.size, self.split, self.seed, materials=self.materials
-        )
-        pixels = (batch.image * 255).round_().to(torch.uint8)
-        names = ("image", "depth", "labels", "instances")
-        columns = (pixels, batch.depth, batch.labels, batch.instances)
-        return [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]
+        numbers = [i % self.length for i in indices]
+        batch = render_scenes(numbers, self.size, self.split, self.seed, materials=self.materials)
+        rows = zip(batch.pixels, batch.depth, batch.labels, batch.instances, strict=True)
+        items = [dict(zip(batch._fields, row, strict=True)) for row in rows]
+        return [self._arrange(number, item) for number, item in zip(numbers, items, strict=True)]
+
+    def _arrange(self, number: int, item: dict[str, Tensor]) -> dict[str, Any]:
+        image = item["image"]
+        if self.channels_last:
+            image = image.permute(1, 2, 0).contiguous().numpy()
+        if self.columns is None:
+            return {**item, "image": image}
+        values = {column: make(item) for column, make in self.columns.items()}
+        return {"name": f"scene {number}", "image": image, **values}
 
 
 def as_datasets(

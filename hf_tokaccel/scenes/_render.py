@@ -28,6 +28,11 @@ class SceneBatch(NamedTuple):
     labels: Tensor
     instances: Tensor
 
+    @property
+    def pixels(self) -> Tensor:
+        """The images as image processors take them, (B, 3, H, W) uint8."""
+        return (self.image * 255).round_().to(torch.uint8)
+
 
 def camera_rays(scenes: Scenes, height: int, width: int) -> Rays:
     """Return world directions (B, H * W) of the pixel centres, scaled to one metre of depth per unit."""

@@ -1,6 +1,6 @@
 """Semantic tokens (STViT and STViT-R, CVPR 2023): trained models whose layers run on a few learned cluster centres."""
 
-from .configuration import SemanticTokenConfig
+from ..settings.semantic import SemanticTokenConfig
 from .modeling import SEMANTIC, Initialization, initialize
 
 __all__ = ["SEMANTIC", "Initialization", "SemanticTokenConfig", "initialize"]

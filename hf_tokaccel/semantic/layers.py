@@ -13,6 +13,8 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.swin.modeling_swin import SwinDropPath
 from transformers.models.vit.modeling_vit import eager_attention_forward
 
+from ..upstream import attention_of
+
 # Takes a map (B, N, C) to its windows (B', Q, C), and back.
 Windows = tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]
 
@@ -54,7 +56,7 @@ class SemanticAttention(nn.Module):
             states.unflatten(-1, (self.num_attention_heads, -1)).transpose(1, 2)
             for states in (split(self.q_proj(queries)), keys, values)
         )
-        attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
+        attend = ALL_ATTENTION_FUNCTIONS.get_interface(attention_of(self.config), eager_attention_forward)
         dropout = self.attention_dropout if self.training else 0.0
         output, weights = attend(
             self, query, key, value, attention_mask, dropout=dropout, scaling=self.scaling, **kwargs

@@ -8,21 +8,16 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import (
-    AutoBackbone,
-    AutoConfig,
-    AutoImageProcessor,
-    PreTrainedConfig,
-    PreTrainedModel,
-)
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.backbone_utils import BackboneMixin
-from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING
 
-from ..configs import AcceleratedConfig, SettingConfig
-from ..configuration import as_accel
-from ..hub import ShimMixin
-from ..registry import auto_models_of, tell_pipelines
-from .configuration import SemanticTokenConfig
+from ..discovery import FoundByName, family_modules
+from ..hosts.config import AcceleratedConfig, SettingConfig
+from ..hosts.convert import convert_config
+from ..hub.shim import ShimMixin
+from ..registry import register_types
+from ..settings.methods import as_accel
+from ..settings.semantic import SemanticTokenConfig
 from .layers import initialize_layer_scale
 from .pooling import initialize_centers
 
@@ -88,8 +83,12 @@ class SemanticFamily:
     adapt: Callable[[dict[str, Tensor], PreTrainedModel], dict[str, Tensor]]
 
 
-# By the host's model type.
-SEMANTIC: dict[str, SemanticFamily] = {}
+def _modules(host: str = "") -> list[str]:
+    return [name for name in family_modules() if name.startswith("stvit")]
+
+
+# By the host's model type, which the names of these modules do not say.
+SEMANTIC: FoundByName[SemanticFamily] = FoundByName(_modules, _modules)
 
 
 @dataclass(frozen=True)
@@ -194,10 +193,7 @@ def _from_plain(cls: type, native_class: type, name: Any, args: tuple, config: A
 
 def plain_config(config: PreTrainedConfig, cls: type[PreTrainedConfig]) -> PreTrainedConfig:
     """The host's own configuration with the values of one with semantic tokens."""
-    values = config.to_dict()
-    for name in ("model_type", "accel", "auto_map", "architectures", "transformers_version"):
-        values.pop(name, None)
-    return cls(**values)
+    return convert_config(config, cls, without=("architectures",))
 
 
 def semantic_config(config: PreTrainedConfig, accel: SemanticTokenConfig) -> PreTrainedConfig:
@@ -227,12 +223,7 @@ def semantic_config(config: PreTrainedConfig, accel: SemanticTokenConfig) -> Pre
         )
     else:
         cls = family.config
-    values = config.to_dict()
-    for name in ("model_type", "accel", "auto_map", "architectures", "transformers_version"):
-        values.pop(name, None)
-    new = cls(**values, accel=accel)
-    new._attn_implementation_internal = config._attn_implementation_internal
-    return new
+    return convert_config(config, cls, without=("architectures",), accel=accel)
 
 
 def initialize(model: PreTrainedModel, accel: SemanticTokenConfig | dict) -> tuple[PreTrainedModel, Initialization]:
@@ -330,15 +321,4 @@ def register_semantic_family(host: str, family: SemanticFamily) -> None:
     Checkpoint conversion has no part in it: key names of Transformers 4 are the host's, whose class loads them.
     """
     SEMANTIC[host] = family
-    model_type = family.config.model_type
-    AutoConfig.register(model_type, family.config, exist_ok=True)
-    for native, ours in family.models.items():
-        for auto_class, candidates in auto_models_of(native.config_class).items():
-            if native in candidates:
-                auto_class.register(family.config, ours, exist_ok=True)
-                tell_pipelines(auto_class, model_type, (ours,))
-        if issubclass(ours, BackboneMixin):
-            AutoBackbone.register(family.config, ours, exist_ok=True)
-    processors = IMAGE_PROCESSOR_MAPPING.get(next(iter(family.models)).config_class, None)
-    if processors:
-        AutoImageProcessor.register(family.config, image_processor_classes=processors, exist_ok=True)
+    register_types(family.config, next(iter(family.models)).config_class, family.models)

@@ -11,19 +11,12 @@ from torch import Tensor, nn
 from transformers import SwinConfig
 from transformers.models.swin.modeling_swin import SwinPatchMerging, SwinRelativePositionBias, SwinStage
 
-from .configuration import SemanticTokenConfig
+from ..checks import as_pair
+from ..settings.semantic import SemanticTokenConfig
 from .layers import SemanticLayer
 from .pooling import GlobalCenters, SemanticPooling, check_token_grid
 from .swin_layer import WindowLayer, fitted_window, part_of_bias
-from .windows import (
-    Axis,
-    Size,
-    count_windows,
-    join,
-    key_windows,
-    partition,
-    window_padding,
-)
+from .windows import Axis, Size, count_windows, join, key_windows, partition, window_padding
 
 
 @dataclass(frozen=True)
@@ -276,7 +269,7 @@ class DroppingStage(SemanticStage):
 
 def third_map(config: SwinConfig) -> Size:
     """Tokens (H, W) of the third stage at the configuration's image size."""
-    image, patch = ((v, v) if isinstance(v, int) else tuple(v) for v in (config.image_size, config.patch_size))
+    sides = zip(as_pair(config.image_size), as_pair(config.patch_size), strict=True)
     # Images and maps are padded where they cannot be divided; -(-a // b) rounds up.
-    patches = [-(-side // length) for side, length in zip(image, patch, strict=True)]
+    patches = [-(-side // length) for side, length in sides]
     return tuple(-(-side // 4) for side in patches)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from transformers.models.swin.modeling_swin import SwinAttention, SwinLayer, SwinRelativePositionBias
 
-from ..stages import Seen
+from ..hosts.stages import Seen
 from .windows import Size, join, pad_map, partition, window_padding
 
 

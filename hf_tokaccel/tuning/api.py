@@ -9,7 +9,7 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from ..auto import accelerate
-from ..evaluation.environment import describe_environment
+from ..measure.environment import describe_environment
 from .images import gather_images
 from .result import Trial, TuneResult, with_speed
 from .search import Search, _best
@@ -36,7 +36,7 @@ def tune(
 ) -> TuneResult:
     """Searches the setting that agrees best with the dense model within a budget, on unlabelled images.
 
-    It begins with the setting that `TokenClusteringConfig.recommended` gives for the budget. One dense pass measures
+    It begins with the setting that `hf_tokaccel.recommended` gives for the budget. One dense pass measures
     how redundant tokens are before each block; the schedules that lose least are run at the cost that the budget
     allows, then expansion, neighbors, temperature and what is compared are varied. GFLOPs decide what is run, so that
     a seed gives the same result on any machine; only `speedup` is also measured.

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ..auto import accelerate
-from ..configuration import TokenClusteringConfig
-from ..functional import cluster_tokens, plan_reconstruction, reconstruct_tokens
-from ..track import TokenTrack
-from .encoder import Encoder, Grid
+from ..clustering.functional import cluster_tokens, plan_reconstruction, reconstruct_tokens
+from ..hosts.blocks import Encoder, Grid
+from ..hosts.track import TokenTrack
+from ..settings.clustering import TokenClusteringConfig
 
 SHARES = (0.35, 0.5, 0.65, 0.8)  # of the side of the token grid
 

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from ..configuration import TokenClusteringConfig
-from ..evaluation.report import WholeTable
-from .agreement import NAMES
+from ..measure.agreement import NAMES
+from ..results.report import Line, Report, Sheet
+from ..results.tables import to_table
+from ..settings.clustering import TokenClusteringConfig
 
 
 @dataclass(frozen=True)
@@ -41,7 +40,7 @@ class Trial:
 
 
 @dataclass
-class TuneResult:
+class TuneResult(Report):
     """The setting that was found and what it was chosen from.
 
     Attributes:
@@ -49,7 +48,7 @@ class TuneResult:
         chosen: its numbers.
         trials: all that were run, dense first.
         budget: such as `{"speedup": 1.5}`.
-        measure: what `agreement` is, a key of `agreement.NAMES`.
+        measure: what `agreement` is, a key of `measure.agreement.NAMES`.
         dense_gflops: billion FLOPs of the dense model for an image.
         image_size: (height, width) in pixels.
         num_images: that were looked at.
@@ -94,41 +93,43 @@ class TuneResult:
             "environment": self.environment,
         }
 
-    def save(self, path: str | Path) -> None:
-        """Writes JSON; its `accel` is the setting."""
-        text = json.dumps(self.to_dict(), indent=1, allow_nan=False)
-        Path(path).write_text(text + "\n", encoding="utf-8")
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> TuneResult:
+        others = {name: value for name, value in values.items() if name != "pareto"}
+        curves = {int(block): [tuple(p) for p in curve] for block, curve in values["redundancy"].items()}
+        return cls(
+            **{
+                **others,
+                "accel": TokenClusteringConfig.from_dict(values["accel"]),
+                "chosen": Trial(**values["chosen"]),
+                "trials": [Trial(**trial) for trial in values["trials"]],
+                "measure": next(key for key, name in NAMES.items() if name == values["measure"]),
+                "image_size": tuple(values["image_size"]),
+                "redundancy": curves,
+            }
+        )
 
-    def rows(self) -> list[list[str]]:
-        """Cells of the Pareto table below its headings."""
+    def sheet(self) -> Sheet:
+        """The Pareto table; a star marks the chosen setting."""
+        headings = ["setting", f"{NAMES[self.measure]} ↑", "GFLOPs ↓", "of dense", "measured speed ↑"]
+        return Sheet(headings, [Line(self._cells(trial)) for trial in self.pareto()], notes=[self._caption()])
+
+    def _cells(self, trial: Trial) -> list[str]:
         return [
-            [
-                f"{'* ' if trial.name == self.chosen.name else ''}{trial.name}",
-                f"{trial.agreement:.4f}",
-                f"{trial.gflops_ratio * self.dense_gflops:.4g}",
-                f"{100 * trial.gflops_ratio:.1f} %",
-                "" if trial.speedup is None else f"{trial.speedup:.2f}x",
-            ]
-            for trial in self.pareto()
+            f"{'* ' if trial.name == self.chosen.name else ''}{trial.name}",
+            f"{trial.agreement:.4f}",
+            f"{trial.gflops_ratio * self.dense_gflops:.4g}",
+            f"{100 * trial.gflops_ratio:.1f} %",
+            "" if trial.speedup is None else f"{trial.speedup:.2f}x",
         ]
 
-    def headings(self) -> list[str]:
-        return ["setting", f"{NAMES[self.measure]} ↑", "GFLOPs ↓", "of dense", "measured speed ↑"]
-
     def to_table(self) -> Table:
-        """The Pareto table for a terminal; a star marks the chosen setting."""
-        table = WholeTable(box=SIMPLE_HEAD, caption=self._caption(), title_justify="left")
-        for index, heading in enumerate(self.headings()):
-            table.add_column(heading, justify="right" if index else "left", overflow="ellipsis" if index else "fold")
-        for row in self.rows():
-            table.add_row(*row)
-        return table
+        """`sheet` for a terminal."""
+        return to_table(self)
 
     def to_markdown(self) -> str:
-        """The Pareto table as Markdown."""
-        headings = self.headings()
-        lines = [headings, ["---"] + ["---:"] * (len(headings) - 1), *self.rows()]
-        return "\n".join(f"| {' | '.join(line)} |" for line in lines) + f"\n\n{self._caption()}.\n"
+        """`sheet` as Markdown."""
+        return self.sheet().to_markdown()
 
     def _caption(self) -> str:
         (name, value), (height, width) = next(iter(self.budget.items())), self.image_size

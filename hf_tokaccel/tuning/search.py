@@ -10,18 +10,18 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from .._tiling import SHARPNESS
 from ..auto import accelerate, accelerate_config
-from ..configs import family_of
-from ..configuration import TokenClusteringConfig
-from ..evaluation.flops import count_gflops, gflops_of_shape
-from ..evaluation.models import stored_accel
-from ..evaluation.rivals import group_name, setting_name
-from ..evaluation.speed import time_interleaved
-from ..presets import recipe_for, recommend
-from .agreement import Agreement, Reading, read_output
-from .encoder import Encoder, Grid, describe_encoder, find_head
+from ..clustering.tiling import SHARPNESS
+from ..hosts.blocks import Encoder, Grid
+from ..hosts.config import family_of, stored_accel
+from ..measure.agreement import Agreement, Reading, read_output
+from ..measure.flops import count_gflops, gflops_of_shape
+from ..measure.speed import time_interleaved
+from ..settings.clustering import TokenClusteringConfig
+from ..settings.naming import group_name, setting_name
+from .encoder import describe_encoder, find_head
 from .images import other_inputs
+from .recommended import recipe_for, recommend
 from .redundancy import measure_redundancy, predicted_loss
 from .result import Trial
 
@@ -214,7 +214,7 @@ class Search:
 
     def _auto_scale(self, setting: TokenClusteringConfig) -> float:
         """What `"auto"` multiplies distances by, about: 4 over the mean squared distance to the own cluster."""
-        from ..track import observe_clusters
+        from ..hosts.track import observe_clusters
 
         with torch.inference_mode(), observe_clusters() as seen:
             accelerate(self.model, setting, self.size)(**self.batches[0])

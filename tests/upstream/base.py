@@ -12,6 +12,7 @@ import torch
 from transformers.testing_utils import torch_device
 
 from .loading import load
+from .record import recorded_skips
 
 upstream = load()
 
@@ -45,11 +46,18 @@ class FamilyTests:
 
     image_size = 32
     patch_size = 4
+    control = None
+    skips = 0
+
+    def __init_subclass__(cls, **kwargs):
+        super().__init_subclass__(**kwargs)
+        # What is recorded need not be run again.
+        if is_control(cls) and "__test__" not in vars(cls):
+            cls.__test__ = recorded_skips(cls) is None
 
     def setUp(self):
         super().setUp()
         self.model_tester = VisionModelTester(self.make_config, self.image_size, self.patch_size)
-        self.skips = 0
 
     def make_config(self):
         return self.native_config()
@@ -68,6 +76,16 @@ class FamilyTests:
         except Exception as error:
             error.add_note(f"in subtest {msg} {params}")
             raise
+
+
+def is_control(case: type) -> bool:
+    """Whether a test class is one of native classes."""
+    return bool(case.all_model_classes) and case.control is None
+
+
+def controls(base: type = FamilyTests) -> list[type]:
+    """All of them."""
+    return [case for cls in base.__subclasses__() for case in ([cls] * is_control(cls) + controls(cls))]
 
 
 def takes_mask(model_class) -> bool:

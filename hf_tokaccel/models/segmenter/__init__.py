@@ -1,10 +1,9 @@
 """Segmenter, which Transformers lacks: the model and its accelerated form."""
 
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForSemanticSegmentation
-from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING
 from transformers.models.segformer import SegformerConfig
 
-from ...registry import tell_pipelines
+from ...upstream import image_processors, tell_pipelines
 from .configuration import SegmenterConfig
 from .modeling import (
     SegmenterForSemanticSegmentation,
@@ -18,7 +17,7 @@ AutoModel.register(SegmenterConfig, SegmenterModel, exist_ok=True)
 AutoModelForSemanticSegmentation.register(SegmenterConfig, SegmenterForSemanticSegmentation, exist_ok=True)
 tell_pipelines(AutoModelForSemanticSegmentation, "segmenter", (SegmenterForSemanticSegmentation,))
 AutoImageProcessor.register(
-    SegmenterConfig, image_processor_classes=dict(IMAGE_PROCESSOR_MAPPING[SegformerConfig]), exist_ok=True
+    SegmenterConfig, image_processor_classes=dict(image_processors(SegformerConfig)), exist_ok=True
 )
 
 # Needs the registrations above.

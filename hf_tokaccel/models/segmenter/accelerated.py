@@ -6,13 +6,14 @@ from typing import Any
 
 from torch import Tensor
 
-from ...configs import AcceleratedConfig
-from ...layout import TokenLayout
-from ...modeling import AcceleratedModel, enter, record
+from ...checks import as_pair
+from ...hosts.config import AcceleratedConfig
+from ...hosts.layout import TokenLayout
+from ...hosts.modeling import AcceleratedModel, enter, record
+from ...hosts.track import TokenTrack
 from ...registry import register_family
-from ...track import TokenTrack
 from .configuration import SegmenterConfig
-from .modeling import SegmenterForSemanticSegmentation, SegmenterModel, pair, token_grid
+from .modeling import SegmenterForSemanticSegmentation, SegmenterModel, token_grid
 
 
 class TokAccelSegmenterConfig(AcceleratedConfig, SegmenterConfig):
@@ -26,6 +27,7 @@ class TokAccelSegmenterConfig(AcceleratedConfig, SegmenterConfig):
     model_type = "tokaccel_segmenter"
     native_class = SegmenterConfig
     accel_decodes_clusters = True
+    accel_prefix, accel_prefix_field = 0, "num_prefix_tokens"
 
     @property
     def accel_decodes_change(self) -> bool:
@@ -33,12 +35,9 @@ class TokAccelSegmenterConfig(AcceleratedConfig, SegmenterConfig):
 
 
 class _AcceleratedSegmenter(AcceleratedModel):
-    @property
-    def accel_prefix(self) -> int:
-        return self.config.num_prefix_tokens
-
     def accel_layout(self, arguments: dict[str, Any]) -> TokenLayout:
-        return TokenLayout(token_grid(arguments["pixel_values"], pair(self.config.patch_size)), self.accel_prefix)
+        grid = token_grid(arguments["pixel_values"], as_pair(self.config.patch_size))
+        return TokenLayout(grid, self.config.num_prefix_tokens)
 
 
 def _leave_last_clustered(forward: Callable, decodes: bool = False) -> Callable:

@@ -13,15 +13,11 @@ from transformers.models.vit.modeling_vit import ViTEmbeddings, ViTLayer, ViTPre
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
-from transformers.utils.output_capturing import capture_outputs
 
-from ...hub import ShimMixin
+from ...checks import as_pair
+from ...hub.shim import ShimMixin
+from ...upstream import capture_outputs
 from .configuration import SegmenterConfig
-
-
-def pair(size: int | list[int] | tuple[int, int]) -> tuple[int, int]:
-    """A side means a square."""
-    return (size, size) if isinstance(size, int) else tuple(size)
 
 
 def token_grid(pixel_values: Tensor, patch_size: tuple[int, int]) -> tuple[int, int]:
@@ -54,7 +50,7 @@ class SegmenterEmbeddings(ViTEmbeddings):
             self.position_embeddings = nn.Parameter(torch.randn(1, count, config.hidden_size))
 
     def forward(self, pixel_values: Tensor, interpolate_pos_encoding: bool | None = None) -> Tensor:
-        grid = token_grid(pixel_values, pair(self.patch_embeddings.patch_size))
+        grid = token_grid(pixel_values, as_pair(self.patch_embeddings.patch_size))
         patches = self.patch_embeddings(pixel_values)
         prefix = [self.cls_token] if self.distillation_token is None else [self.cls_token, self.distillation_token]
         tokens = torch.cat((*(token.expand(len(patches), -1, -1) for token in prefix), patches), dim=1)
@@ -62,8 +58,8 @@ class SegmenterEmbeddings(ViTEmbeddings):
 
     def _positions(self, grid: tuple[int, int], interpolate: bool | None) -> Tensor:
         """Bilinear, as the original; it also resizes where another grid happens to have as many tokens."""
-        steps = pair(self.patch_embeddings.patch_size)
-        trained = tuple(side // step for side, step in zip(pair(self.image_size), steps, strict=True))
+        steps = as_pair(self.patch_embeddings.patch_size)
+        trained = tuple(side // step for side, step in zip(as_pair(self.image_size), steps, strict=True))
         if grid == trained:
             return self.position_embeddings
         if interpolate is False:
@@ -214,7 +210,7 @@ class SegmenterForSemanticSegmentation(SegmenterPreTrainedModel):
         """
         outputs = self.segmenter(pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, **kwargs)
         patches = outputs.last_hidden_state[:, self.config.num_prefix_tokens :]
-        grid = token_grid(pixel_values, pair(self.config.patch_size))
+        grid = token_grid(pixel_values, as_pair(self.config.patch_size))
         logits = self.classify(patches, **kwargs).transpose(1, 2).unflatten(2, grid).contiguous()
         return SemanticSegmenterOutput(
             loss=None if labels is None else self._loss(logits, labels),
@@ -244,7 +240,7 @@ def segmenter_image_processor(config: SegmenterConfig, **kwargs: Any) -> Segform
         config: the model's configuration.
         kwargs: further fields of the processor, for example `do_reduce_labels=True` for ADE20K's label images.
     """
-    height, width = pair(config.image_size)
+    height, width = as_pair(config.image_size)
     half = [0.5, 0.5, 0.5]
     fields = {"size": {"height": height, "width": width}, "image_mean": half, "image_std": half, **kwargs}
     return SegformerImageProcessor(**fields)

@@ -1,1 +1,1 @@
-from hf_tokaccel.models.segmenter.modeling import SegmenterConfig, SegmenterForSemanticSegmentation  # noqa: F401
+from ...models.segmenter.modeling import SegmenterConfig, SegmenterForSemanticSegmentation  # noqa: F401

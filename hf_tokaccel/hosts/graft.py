@@ -1,0 +1,123 @@
+"""Moving the parameters of one model into another of the same parameter names, without copying any tensor."""
+
+import copy
+from typing import Any
+
+from torch import nn
+from transformers import PreTrainedConfig
+
+from ..upstream import HOOKS_INSTALLED
+
+_CHANGED = "_tokaccel_changed"
+# Instance attributes that belong to one module object: a patched forward is bound to the module it was made for.
+_BOUND = {"forward", "_old_forward", "_hf_hook", _CHANGED}
+_HOOKS = (
+    "_forward_hooks",
+    "_forward_hooks_with_kwargs",
+    "_forward_hooks_always_called",
+    "_forward_pre_hooks",
+    "_forward_pre_hooks_with_kwargs",
+)
+
+
+def change(module: nn.Module, **attributes: Any) -> None:
+    """Sets attributes of a host's own module inside an accelerated model.
+
+    `transplant` keeps them there, and does not take them along to other models.
+    """
+    for name, value in {**attributes, _CHANGED: True}.items():
+        setattr(module, name, value)
+
+
+def become(module: nn.Module, cls: type[nn.Module], **attributes: Any) -> None:
+    """Makes a host's own module inside an accelerated model one of `cls`, a subclass of its class with no `__init__`.
+
+    For modules that no configuration alone can build; `transplant` treats it like any other class of ours.
+    """
+    module.__class__ = cls
+    change(module, **attributes)
+
+
+def pair_configs(old: PreTrainedConfig, new: PreTrainedConfig) -> list[tuple[PreTrainedConfig, PreTrainedConfig]]:
+    """`old` and its sub-configs, each with its counterpart in `new`."""
+    pairs = [(old, new)]
+    for name in old.sub_configs:
+        child, counterpart = getattr(old, name, None), getattr(new, name, None)
+        if isinstance(child, PreTrainedConfig) and isinstance(counterpart, PreTrainedConfig):
+            pairs += pair_configs(child, counterpart)
+    return pairs
+
+
+def transplant(
+    template: nn.Module,
+    source: nn.Module,
+    configs: dict[int, PreTrainedConfig],
+    done: dict[int, nn.Module] | None = None,
+) -> nn.Module:
+    """Fills `template` with the parameters, buffers and children of `source`.
+
+    The result and `source` share tensors but no module objects, so that settings of one (attention implementation,
+    hooks, train or eval) leave the other alone. Children keep the class that `source` gives them (quantised, LoRA),
+    except where the template puts a class of its own or has `change`d the module.
+
+    Args:
+        template: a module built on the meta device.
+        source: a module with the same parameter names.
+        configs: by the identity of a config of the source, the config that replaces it.
+        done: by the identity of a module of the source, what replaces it; hosts may have a module in two places.
+    """
+    done = {} if done is None else done
+    if id(source) in done:
+        return done[id(source)]
+    if not _is_ours(template) and not _is_ours(source):
+        module = _shallow_copy(source, configs)
+    else:
+        module = template
+        module._parameters.update(source._parameters)
+        module._buffers.update(source._buffers)
+        module.training = source.training
+        _copy_extra_attributes(module, source)
+        if _CHANGED in template.__dict__ or _CHANGED in source.__dict__:
+            # Transformers records outputs with hooks, and the host remembers that it has put them there.
+            for name in _HOOKS:
+                setattr(module, name, getattr(source, name).copy())
+    # Only what the source has: a template may come with an optional part, such as a pooler, that the source lacks.
+    parts = {}
+    for name, child in source._modules.items():
+        counterpart = template._modules.get(name)
+        if child is not None:
+            child = transplant(child if counterpart is None else counterpart, child, configs, done)
+        parts[name] = child
+        # An optional part that the template was built without is an attribute there, and would hide the child.
+        module.__dict__.pop(name, None)
+    module._modules = parts
+    for name, value in module.__dict__.items():
+        # Some hosts loop over a plain list of their children.
+        if isinstance(value, list) and any(id(item) in done for item in value):
+            module.__dict__[name] = [done.get(id(item), item) for item in value]
+    done[id(source)] = module
+    return module
+
+
+def _is_ours(module: nn.Module) -> bool:
+    own_class = any(cls.__module__.partition(".")[0] == __package__.partition(".")[0] for cls in type(module).__mro__)
+    return own_class or _CHANGED in module.__dict__
+
+
+def _shallow_copy(source: nn.Module, configs: dict[int, PreTrainedConfig]) -> nn.Module:
+    module = copy.copy(source)
+    state: dict[str, Any] = module.__dict__
+    for name, value in state.items():
+        if isinstance(value, (dict, set)):
+            state[name] = value.copy()
+    if id(state.get("config")) in configs:
+        state["config"] = configs[id(state["config"])]
+    return module
+
+
+def _copy_extra_attributes(module: nn.Module, source: nn.Module) -> None:
+    """What was set on the source after it was built, such as whether its recording hooks are installed."""
+    module.__dict__.pop(HOOKS_INSTALLED, None)
+    for name, value in source.__dict__.items():
+        if name not in module.__dict__ and name not in _BOUND:
+            module.__dict__[name] = value

@@ -1,0 +1,1 @@
+"""Saved folders of accelerated models and their way to the Hub: shim, card, upload."""

@@ -1,0 +1,131 @@
+"""Images on their way into a model: reading files, sizes, and photographs that come with scikit-image."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from .checks import as_pair, first_line
+
+
+class UnreadableError(ValueError):
+    """A file that cannot be read, which the user may have skipped."""
+
+
+@contextmanager
+def reading(name: str | Path) -> Iterator[None]:
+    """Turns whatever a decoder raises into a `UnreadableError` that names the file."""
+    try:
+        yield
+    except Exception as error:  # Each of Pillow's decoders has errors of its own types.
+        raise UnreadableError(f"{name} cannot be read ({first_line(error)})") from error
+
+
+def read_image(path: str | Path) -> np.ndarray:
+    """Image file as uint8 (H, W, 3).
+
+    Raises:
+        UnreadableError: It cannot be read.
+    """
+    with reading(path), Image.open(path) as image:
+        return np.array(image.convert("RGB"))
+
+
+PHOTOGRAPHS = ("astronaut", "chelsea", "coffee", "rocket", "motorcycle_left")
+
+
+def open_photographs(paths: Sequence[str | Path] = ()) -> dict[str, np.ndarray]:
+    """Photographs by name, uint8 (H, W, 3): the given files, or those that scikit-image carries in its package.
+
+    Raises:
+        ValueError: A file that is missing or is no image, or scikit-image is not installed.
+    """
+    if not paths:
+        try:
+            import skimage.data
+        except ImportError as error:
+            raise ValueError(
+                "--images without paths shows photographs of scikit-image: pip install scikit-image, or give files"
+            ) from error
+        folder = Path(skimage.data.__file__).parent
+        paths = [next(folder.glob(f"{name}.*"), folder / f"{name}.png") for name in PHOTOGRAPHS]
+    missing = [str(path) for path in paths if not Path(path).is_file()]
+    if missing:
+        raise ValueError(
+            f"image {', '.join(missing)} does not exist; give image files, or no path for those of scikit-image"
+        )
+    images = {}
+    for path in map(Path, paths):
+        if path.stem in images:
+            raise ValueError(f"two photographs are called {path.stem!r}, the last is {path}; rename one of them")
+        images[path.stem] = read_image(path)
+    return images
+
+
+def patch_size(config) -> int:
+    """Side of a patch in pixels; DPT keeps it in its own config or in that of its backbone."""
+    backbone = getattr(config, "backbone_config", None)
+    size = getattr(backbone, "patch_size", None) or getattr(config, "patch_size", None) or 1
+    return max(as_pair(size))
+
+
+def input_step(config) -> int:
+    """What the sides of a model's input must be multiples of: a patch, or as many as there are windows a side."""
+    backbone = getattr(config, "backbone_config", None) or config
+    return patch_size(config) * (getattr(backbone, "num_windows", None) or 1)
+
+
+def input_size(processor, default: int = 384) -> tuple[int, int]:
+    """Size that scenes are rendered at for an image processor: the one it makes anyway, (height, width) in pixels."""
+    size = getattr(processor, "size", None) or {}
+    height, width = (size.get(key) or size.get("shortest_edge") or default for key in ("height", "width"))
+    return int(height), int(width)
+
+
+def default_size(config: Any, processor: Any, option: str = "--size") -> tuple[int, int]:
+    """Image size (height, width) of a processor, else of a configuration or of its backbone's.
+
+    Raises:
+        ValueError: neither says one; the message names the option that does.
+    """
+    processor = getattr(processor, "image_processor", processor)
+    if {"height", "shortest_edge"} & {*(getattr(processor, "size", None) or {})}:
+        return input_size(processor)
+    for part in (config, *(getattr(config, name, None) for name in ("backbone_config", "vision_config"))):
+        if isinstance(side := getattr(part, "image_size", None), (int, list, tuple)):
+            return as_pair(side)
+    raise ValueError(f"a {config.model_type!r} model without image processor says no image size: give {option} 384")
+
+
+def parse_size(text: str | None) -> tuple[int, int] | None:
+    """Sides from `"480x640"` or `"384"`.
+
+    Raises:
+        ValueError: anything else.
+    """
+    if text is None:
+        return None
+    match = re.fullmatch(r"([1-9]\d*)(?:x([1-9]\d*))?", text.strip())
+    if match is None:
+        raise ValueError(f"size {text!r} must be HEIGHTxWIDTH or one side in pixels, for example 480x640")
+    height, width = match.groups()
+    return int(height), int(width or height)
+
+
+def as_images(photographs: Sequence[Any], size: tuple[int, int], processor: Any = None) -> torch.Tensor:
+    """Photographs (H, W, 3) uint8 as model input (B, 3, h, w), with the processor's mean and deviation, or 0.5."""
+    processor = getattr(processor, "image_processor", processor)
+    mean, std = (torch.tensor(getattr(processor, name, None) or [0.5] * 3) for name in ("image_mean", "image_std"))
+    images = []
+    for photograph in photographs:
+        pixels = torch.as_tensor(photograph).permute(2, 0, 1)[None].float() / 255
+        pixels = torch.nn.functional.interpolate(pixels, size, mode="bicubic", antialias=True).clamp(0, 1)
+        images.append((pixels - mean[:, None, None]) / std[:, None, None])
+    return torch.cat(images)

@@ -1,0 +1,1 @@
+"""What is measured of a model: speed, memory, GFLOPs, agreement, and the metrics of the tasks."""

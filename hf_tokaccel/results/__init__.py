@@ -1,0 +1,1 @@
+"""What a measurement looks like: rows, tables and plots; nothing here needs torch."""

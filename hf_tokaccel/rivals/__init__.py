@@ -1,0 +1,1 @@
+"""What a setting is compared with at equal cost."""

@@ -1,0 +1,70 @@
+"""What the settings of all methods share."""
+
+from __future__ import annotations
+
+from dataclasses import MISSING, asdict, dataclass, fields
+from typing import Any, ClassVar, Self
+
+from ..checks import as_pair, check_grid, require
+from ..version import __version__
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """A frozen setting, stored as the plain dict `accel` in config.json.
+
+    A subclass gives `method` its own name, which a reader of the dict knows it by.
+
+    Attributes:
+        method: name of the method.
+        version: of hf_tokaccel that wrote it.
+    """
+
+    grid_name: ClassVar[str]
+    """Which field is a grid."""
+    grid_example: ClassVar[tuple[int, int]]
+    example: ClassVar[dict[str, Any]]
+    """A dict that `from_dict` takes."""
+
+    method: str = ""
+    version: str = __version__
+
+    def __post_init__(self) -> None:
+        name, own = self.grid_name, type(self).method
+        object.__setattr__(self, name, as_pair(getattr(self, name)))
+        # The grid is optional where None is its default.
+        check_grid(name, getattr(self, name), self.grid_example, optional=getattr(type(self), name, MISSING) is None)
+        require(self.method == own, "method", self.method, repr(own), own)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Self:
+        """Reads `accel` as it stands in config.json.
+
+        Raises:
+            ValueError: on unknown or missing keys, and on any value that the class refuses.
+        """
+        known = {field.name: field.default for field in _fields(cls)}
+        unknown = sorted(values.keys() - known.keys())
+        if unknown:
+            written_by = values.get("version", "unknown")
+            raise ValueError(
+                f"unknown keys {unknown} in accel (written by hf_tokaccel {written_by}, this is {__version__}). "
+                f"Allowed: {', '.join(known)}; for example {cls.example}."
+            )
+        missing = [name for name, default in known.items() if default is MISSING and name not in values]
+        if missing:
+            raise ValueError(f"accel={values!r} lacks {missing}: give for example {cls.example}.")
+        return cls(**values)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The plain dict that goes into config.json; None is kept, so that a reader sees every setting."""
+        values = asdict(self)
+        ordered = {field.name: values[field.name] for field in _fields(type(self))}
+        grid = ordered[self.grid_name]
+        return ordered | {self.grid_name: None if grid is None else list(grid)}
+
+
+def _fields(cls: type[Setting]) -> list:
+    """The fields in the order of the stored dict: method and version, which the base has, stand last."""
+    base = len(fields(Setting))
+    return [*fields(cls)[base:], *fields(cls)[:base]]

@@ -1,0 +1,222 @@
+import pytest
+import torch
+from family import ACCEL, TINY_DINOV2, FamilyTester, flatten
+from transformers import (
+    AutoModel,
+    AutoModelForDepthEstimation,
+    AutoModelForImageClassification,
+    AutoModelForSemanticSegmentation,
+    BeitBackbone,
+    BeitConfig,
+    BeitForImageClassification,
+    BeitForMaskedImageModeling,
+    BeitForSemanticSegmentation,
+    BeitModel,
+    DetrConfig,
+    DetrForObjectDetection,
+    DPTConfig,
+    DPTForDepthEstimation,
+    Mask2FormerConfig,
+    Mask2FormerForUniversalSegmentation,
+)
+
+import hf_tokaccel as ta
+from hf_tokaccel.hosts import track
+from hf_tokaccel.models.beit import TokAccelBeitBackbone, TokAccelBeitForMaskedImageModeling
+from hf_tokaccel.registry import accelerated_class
+
+TINY = {
+    "image_size": 32,
+    "patch_size": 4,
+    "hidden_size": 32,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 2,
+    "intermediate_size": 64,
+    "initializer_range": 0.2,
+    "layer_scale_init_value": 1.0,
+    "use_relative_position_bias": True,
+    "num_labels": 5,
+}
+
+
+class BeitTester(FamilyTester):
+    """Position biases start at zero, which would prove nothing."""
+
+    legacy_key = "encoder.layer.0.attention.attention.query.weight"
+    new_key = "layers.0.attention.q_proj.weight"
+    options = {}
+
+    def config(self):
+        return BeitConfig(**{**TINY, **self.options})
+
+    def build(self):
+        model = super().build()
+        for name, parameter in model.named_parameters():
+            if "position_bias_table" in name:
+                torch.nn.init.normal_(parameter)
+        return model
+
+
+class TestBeitModel(BeitTester):
+    secondary = True
+    native, auto = BeitModel, AutoModel
+
+
+class TestBeitModelWithSharedBias(BeitTester):
+    secondary = True
+    native, auto = BeitModel, AutoModel
+    image_size, grid = (32, 48), (8, 12)
+    reentrant = False
+    options = {"use_shared_relative_position_bias": True, "use_absolute_position_embeddings": True}
+
+
+class TestBeitForImageClassification(BeitTester):
+    secondary = True
+    native, auto = BeitForImageClassification, AutoModelForImageClassification
+
+
+class TestBeitForMaskedImageModeling(BeitTester):
+    secondary = True
+    native, auto = BeitForMaskedImageModeling, TokAccelBeitForMaskedImageModeling
+    reentrant = False
+    options = {"use_mask_token": True, "vocab_size": 40, "use_shared_relative_position_bias": True}
+
+
+class TestBeitForSemanticSegmentation(BeitTester):
+    secondary = True
+    native, auto = BeitForSemanticSegmentation, AutoModelForSemanticSegmentation
+    flop_ratio = 0.999
+    options = {"out_indices": [1, 2, 3, 4], "auxiliary_channels": 8, "pool_scales": [2, 4]}
+
+
+class TestBeitBackbone(BeitTester):
+    native, auto = BeitBackbone, TokAccelBeitBackbone
+    image_size, grid = (32, 48), (8, 12)
+    reentrant = False
+    options = {"out_indices": [1, 2, 4], "use_shared_relative_position_bias": True}
+
+
+class TestDPTOnBeit(BeitTester):
+    secondary = True
+    native, auto = DPTForDepthEstimation, AutoModelForDepthEstimation
+    other_size = (48, 48)  # DPT's neck takes the token grid for a square
+    flop_ratio = 0.97
+
+    def config(self):
+        backbone = {**TINY, "model_type": "beit", "out_indices": [1, 2, 3, 4], "reshape_hidden_states": False}
+        return DPTConfig(
+            backbone_config=backbone, neck_hidden_sizes=[8] * 4, fusion_hidden_size=8, initializer_range=0.2
+        )
+
+
+def detr(backbone):
+    sizes = {
+        f"{part}_{name}": size
+        for part in ("encoder", "decoder")
+        for name, size in (("layers", 1), ("attention_heads", 2), ("ffn_dim", 16))
+    }
+    config = DetrConfig(backbone_config=backbone, d_model=16, num_queries=4, init_std=0.2, **sizes)
+    return DetrForObjectDetection(config)
+
+
+def mask2former(backbone):
+    pytest.importorskip("scipy")
+    config = Mask2FormerConfig(
+        backbone_config=backbone,
+        feature_size=32,
+        mask_feature_size=32,
+        hidden_dim=32,
+        encoder_feedforward_dim=32,
+        dim_feedforward=32,
+        encoder_layers=1,
+        decoder_layers=2,
+        num_attention_heads=2,
+        num_queries=4,
+        init_std=0.2,
+    )
+    return Mask2FormerForUniversalSegmentation(config)
+
+
+@pytest.mark.parametrize("head", [detr, mask2former])
+@pytest.mark.parametrize("kind", ["beit", "dinov2"])
+def test_heads_with_and_without_a_class_of_their_own_run_on_an_accelerated_backbone(head, kind):
+    backbones = {
+        "beit": {**TINY, "model_type": "beit", "out_indices": [1, 2, 3, 4]},
+        "dinov2": {**TINY_DINOV2, "reshape_hidden_states": True},
+    }
+    torch.manual_seed(0)
+    model, images = head(backbones[kind]).eval(), BeitTester().images()
+    identity = {**ACCEL, "cluster_grid": [8, 8], "iterations": 0, "expansion": "nearest"}
+
+    def run(module):
+        with torch.no_grad():
+            return flatten(tuple(value for value in module(images).values() if not isinstance(value, list)))
+
+    native, fast = run(model), ta.accelerate(model, ACCEL)
+    assert type(fast) is (accelerated_class(type(model)) or type(model))
+    for same in (ta.accelerate(model, None), ta.accelerate(model, identity), ta.to_native(fast)):
+        assert all(torch.equal(a, b) for a, b in zip(run(same), native, strict=True))
+    actual = run(fast)
+    assert [a.shape for a in actual] == [b.shape for b in native]
+    BeitTester().assert_differs(actual, native)
+
+
+def reconstructions(monkeypatch, model, **kwargs):
+    """How many feature maps one pass rebuilds."""
+    calls = []
+    original = track.reconstruct_tokens
+    with monkeypatch.context() as patch:
+        patch.setattr("hf_tokaccel.hosts.track.reconstruct_tokens", lambda *a: calls.append(1) or original(*a))
+        FamilyTester.run(model, FamilyTester().images(), **kwargs)
+    return len(calls)
+
+
+def resized_bias(table, grid, cluster_grid):
+    """(heads, 1 + M, 1 + M) bias between clusters, from a table of a token grid; written out independently."""
+    (height, width), clusters = cluster_grid, cluster_grid[0] * cluster_grid[1]
+    table = table.T
+    tokens = table[:, :-3].reshape(1, -1, 2 * grid[0] - 1, 2 * grid[1] - 1)
+    offsets = torch.nn.functional.interpolate(tokens, (2 * height - 1, 2 * width - 1), mode="bilinear")[0]
+    rows, columns = torch.arange(clusters) // width, torch.arange(clusters) % width
+    y, x = rows[:, None] - rows + height - 1, columns[:, None] - columns + width - 1
+    bias = torch.empty(len(table), 1 + clusters, 1 + clusters)
+    bias[:, 1:, 1:] = offsets[:, y, x]
+    bias[:, 0, 1:], bias[:, 1:, 0], bias[:, 0, 0] = table[:, -3, None], table[:, -2, None], table[:, -1]
+    return bias
+
+
+def test_only_what_the_head_reads_is_reconstructed(monkeypatch):
+    heads = {
+        BeitForImageClassification(BeitConfig(**TINY)): 1,  # the mean over patches
+        BeitForImageClassification(BeitConfig(**TINY, use_mean_pooling=False)): 0,  # the class token
+        BeitForSemanticSegmentation(BeitConfig(**TINY, out_indices=[1, 2, 3, 4], auxiliary_channels=8)): 2,
+        BeitBackbone(BeitConfig(**TINY, out_indices=[1, 3, 4])): 2,
+    }
+    for model, count in heads.items():
+        fast = ta.accelerate(model.eval(), ACCEL)
+        assert reconstructions(monkeypatch, fast) == count
+        assert reconstructions(monkeypatch, fast, output_hidden_states=True) == 3
+
+
+def test_clusters_attend_with_the_tables_resized_to_their_grid():
+    model = ta.accelerate(TestBeitBackbone().build().eval(), {**ACCEL, "cluster_grid": [4, 3]}).beit
+    model.set_attn_implementation("eager")
+    block, seen = model.layers[2], {}
+    block.attention.q_proj.register_forward_hook(lambda m, i, o: seen.update(query=o))
+    block.attention.k_proj.register_forward_hook(lambda m, i, o: seen.update(key=o))
+    with torch.no_grad():
+        attention = model(BeitTester().images(), output_attentions=True).attentions[2]
+        query, key = (seen[name].unflatten(2, (2, 16)).transpose(1, 2) for name in ("query", "key"))
+        tables = [
+            bias.relative_position_bias_table for bias in (model.shared_position_bias, block.relative_position_bias)
+        ]
+        bias = sum(resized_bias(table, (8, 8), (4, 3)) for table in tables)
+        torch.testing.assert_close(attention, (query @ key.transpose(2, 3) / 4 + bias).softmax(dim=-1))
+
+
+def test_the_shared_bias_is_computed_once_for_tokens_and_once_for_clusters():
+    fast = ta.accelerate(TestBeitBackbone().build().eval(), ACCEL)
+    calls = []
+    fast.beit.shared_position_bias.register_forward_hook(lambda module, args, output: calls.append(args[0]))
+    BeitTester.run(fast, BeitTester().images())
+    assert calls == [(8, 8), (4, 4)]
