@@ -22,6 +22,9 @@ test-slow:  ## Run the tests that take minutes or need a large model
 test-ends:  ## Run the default tests with the lowest and with the newest releases of what the package needs
 	.ci/ends
 
+native-controls:  ## Record what Transformers' own tests do natively with the installed versions
+	python tests/upstream/record.py
+
 bench:  ## Measure the method: clustering and reconstruction against one ViT-L layer
 	python -m benchmarks.method
 

@@ -28,6 +28,7 @@ from hf_tokaccel.measure.speed import time_interleaved
 from hf_tokaccel.results.files import write_json
 from hf_tokaccel.results.report import markdown_table
 from hf_tokaccel.training.segmentation import evaluate
+from hf_tokaccel.upstream import attention_of
 
 # The numbers below depend on these files only.
 PATHS = ["hf_tokaccel/semantic", "hf_tokaccel/models/stvit_swin.py", "hf_tokaccel/scenes"]
@@ -82,7 +83,7 @@ def measure(models: dict[str, PreTrainedModel], batches: list[int], rounds: int)
     """GFLOPs per image, and images/s of the models in turns, of the backbone alone and with the head."""
     any_model = next(iter(models.values()))
     size, device = any_model.config.backbone_config.image_size, any_model.device
-    result = {"attention": {name: m.backbone.config._attn_implementation for name, m in models.items()}}
+    result = {"attention": {name: attention_of(m.backbone.config) for name, m in models.items()}}
     for part in ("backbone", "model"):
         parts = {name: model.backbone if part == "backbone" else model for name, model in models.items()}
         image = torch.zeros(1, 3, size, size, device=device)

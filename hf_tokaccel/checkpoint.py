@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Container, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ import transformers
 from transformers import AutoConfig, AutoImageProcessor, PreTrainedConfig, PreTrainedModel
 
 from .checks import first_line
+from .discovery import PREFIX
 from .hosts.config import stored_accel
 from .hosts.convert import to_native
 from .hosts.modeling import AcceleratedModel
@@ -50,17 +51,36 @@ class Checkpoint:
 
 
 @dataclass(frozen=True)
+class SomeTypes:
+    """Those configuration classes of a mapping whose native model type passes; families may register later.
+
+    Attributes:
+        mapping: Of an Auto class.
+        passes: Says so of a native model type.
+    """
+
+    mapping: Mapping[type, Any]
+    passes: Callable[[str], bool]
+
+    def __contains__(self, config: type) -> bool:
+        return config in self.mapping and self.passes(config.model_type.removeprefix(PREFIX))
+
+    def __iter__(self) -> Iterator[type]:
+        return (config for config in self.mapping if config in self)
+
+
+@dataclass(frozen=True)
 class ModelKind:
     """Models of one purpose, whatever their architecture.
 
     Attributes:
-        autos: Auto classes that load them, each with the configuration classes that are meant.
+        autos: Auto classes that load them, each with a collection of the configuration classes that are meant.
         lacks: What other models do not do, for error messages.
         trained_for: What the weights must have been trained for, likewise.
         example: A checkpoint on the Hub.
     """
 
-    autos: Mapping[type, Container[type]]
+    autos: Mapping[type, Any]
     lacks: str
     trained_for: str
     example: str

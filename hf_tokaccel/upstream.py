@@ -18,6 +18,9 @@ __all__ = ["CompileableContextVar", "capture_outputs"]
 _CAPTURING = "transformers.utils.output_capturing"
 __getattr__, __dir__ = lazy_names(__name__, {"CompileableContextVar": _CAPTURING, "capture_outputs": _CAPTURING})
 
+# The attribute by which a model remembers that it has put hooks on its parts, to record what they output.
+HOOKS_INSTALLED = "_output_capturing_hooks_installed"
+
 
 def registered_types(config_mapping: Any) -> MutableMapping[str, type]:
     """What `AutoConfig.register` fills: configuration classes by model type."""

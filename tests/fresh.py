@@ -59,11 +59,7 @@ def _server() -> subprocess.Popen:
     command = [sys.executable, str(Path(__file__).resolve())]
     server = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
-    def stop():
-        server.stdin.close()
-        server.wait(30)
-
-    atexit.register(stop)
+    atexit.register(server.communicate, timeout=30)  # closes its input, upon which it ends
     return server
 
 

@@ -27,6 +27,7 @@ from hf_tokaccel.evaluation.task import Task
 from hf_tokaccel.measure.agreement import Agreement, read_output
 from hf_tokaccel.measure.flops import count_gflops
 from hf_tokaccel.measure.metrics import panoptic, segmentation
+from hf_tokaccel.measure.metrics.bootstrap import interval
 from hf_tokaccel.measure.speed import time_interleaved
 from hf_tokaccel.measure.variant import Variant
 from hf_tokaccel.rivals.build import Rival
@@ -225,7 +226,7 @@ def run(task: str, args: argparse.Namespace, console: Console) -> dict:
     for row, value, loss in zip(rows, values, losses, strict=True):
         row["validation"] = {"difference": row.pop("difference")}
         for name, drawn in (("quality", value), ("loss", loss)):
-            row[name] = {"value": drawn[0].item(), "interval": list(segmentation.interval(drawn[1:]))}
+            row[name] = {"value": drawn[0].item(), "interval": list(interval(drawn[1:]))}
     differences = experiment.differences([entry.variant for entry in tested], experiment.test.dataset.samples)
     for row, difference in zip(rows, differences, strict=True):
         row["difference"] = difference

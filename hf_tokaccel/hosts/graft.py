@@ -6,6 +6,8 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedConfig
 
+from ..upstream import HOOKS_INSTALLED
+
 _CHANGED = "_tokaccel_changed"
 # Instance attributes that belong to one module object: a patched forward is bound to the module it was made for.
 _BOUND = {"forward", "_old_forward", "_hf_hook", _CHANGED}
@@ -115,8 +117,7 @@ def _shallow_copy(source: nn.Module, configs: dict[int, PreTrainedConfig]) -> nn
 
 def _copy_extra_attributes(module: nn.Module, source: nn.Module) -> None:
     """What was set on the source after it was built, such as whether its recording hooks are installed."""
-    hooks_installed = "_output_capturing_hooks_installed"
-    module.__dict__.pop(hooks_installed, None)
+    module.__dict__.pop(HOOKS_INSTALLED, None)
     for name, value in source.__dict__.items():
         if name not in module.__dict__ and name not in _BOUND:
             module.__dict__[name] = value

@@ -22,6 +22,7 @@ from transformers import (
 )
 
 import hf_tokaccel as ta
+from hf_tokaccel.checkpoint import Chosen
 from hf_tokaccel.evaluation import (
     DepthMetric,
     DepthProtocol,
@@ -275,6 +276,19 @@ def test_accel_in_both_notations(text):
 def test_bad_accel(text, message):
     with pytest.raises(ValueError, match=message):
         parse_accel(text)
+
+
+def test_families_that_register_late_are_of_their_kind():
+    known = [DPTConfig]
+    chosen = Chosen(known, lambda kind: kind != "sam")
+    known += [SwinConfig, SamConfig]
+    assert [config in chosen for config in (DPTConfig, SwinConfig, SamConfig, RfDetrConfig)] == [
+        True,
+        True,
+        False,
+        False,
+    ]
+    assert list(chosen) == [DPTConfig, SwinConfig]
 
 
 def test_lower_resolution_matches_the_cost():

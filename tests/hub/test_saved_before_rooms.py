@@ -1,10 +1,8 @@
 """Folders saved before the modules moved: the shim in them names modules, so those have to stay where they are."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
+import fresh
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -20,6 +18,7 @@ AUTO = {
 # The package is imported first, or not at all before the shim does.
 CODE = f"""
 import sys
+assert "hf_tokaccel" not in sys.modules
 remote, folders, output = sys.argv[1] == "remote", sys.argv[2], sys.argv[3]
 if not remote:
     import hf_tokaccel
@@ -40,14 +39,8 @@ save_file(outputs, output)
 @pytest.fixture(scope="module", params=["remote", "imported"])
 def outputs(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp(request.param)
-    environment = os.environ | {
-        "PYTHONPATH": str(ROOT),
-        "HF_MODULES_CACHE": str(folder / "modules"),
-        "HF_HUB_OFFLINE": "1",
-        "OMP_NUM_THREADS": "1",
-    }
-    command = [sys.executable, "-c", CODE, request.param, str(FOLDERS), str(folder / "outputs.safetensors")]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    arguments = ["-c", CODE, request.param, FOLDERS, folder / "outputs.safetensors"]
+    done = fresh.run(arguments, cwd=ROOT)
     assert done.returncode == 0, done.stderr[-4000:]
     return load_file(folder / "outputs.safetensors")
 

@@ -23,7 +23,7 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING,
 )
 
-from ...checkpoint import ModelKind
+from ...checkpoint import ModelKind, SomeTypes
 from ...hosts.track import observe_clusters
 from ...measure.metrics.coco import NAN, ImageRecord, average_precision
 from ...measure.variant import Variant
@@ -36,9 +36,9 @@ _ELSEWHERE = ("detr", "videomt")  # Transformers gives masks of DETR that share 
 SHOWN = 0.5  # least score in pictures
 INSTANCE_MODELS = ModelKind(
     autos={
-        AutoModelForUniversalSegmentation: [
-            c for c in MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING if c.model_type not in _ELSEWHERE
-        ],
+        AutoModelForUniversalSegmentation: SomeTypes(
+            MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING, lambda name: name not in _ELSEWHERE
+        ),
         AutoModelForInstanceSegmentation: MODEL_FOR_INSTANCE_SEGMENTATION_MAPPING,
         AutoModelForObjectDetection: MODEL_FOR_OBJECT_DETECTION_MAPPING,
     },

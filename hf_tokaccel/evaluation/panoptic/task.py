@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import AutoModelForUniversalSegmentation
 from transformers.models.auto.modeling_auto import MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING
 
-from ...checkpoint import ModelKind
+from ...checkpoint import ModelKind, SomeTypes
 from ...measure.metrics.bootstrap import bootstrap, interval
 from ...measure.metrics.panoptic import METRICS, code, image_sums, metrics_from_sums, num_sums, segment_map
 from ..pictures import Panel
@@ -25,9 +25,9 @@ _PARTS = [f"{name}{part}" for part in ("", "_things", "_stuff") for name in METR
 _ELSEWHERE = ("detr", "videomt")  # These predict something else than one class and one mask per query and image.
 PANOPTIC_MODELS = ModelKind(
     autos={
-        AutoModelForUniversalSegmentation: [
-            c for c in MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING if c.model_type not in _ELSEWHERE
-        ]
+        AutoModelForUniversalSegmentation: SomeTypes(
+            MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING, lambda name: name not in _ELSEWHERE
+        )
     },
     lacks="does no panoptic segmentation of images by queries with masks",
     trained_for="panoptic segmentation",

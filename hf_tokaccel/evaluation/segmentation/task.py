@@ -17,7 +17,7 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING,
 )
 
-from ...checkpoint import ModelKind
+from ...checkpoint import ModelKind, SomeTypes
 from ...hosts.track import observe_clusters
 from ...images import patch_size
 from ...measure.metrics.bootstrap import bootstrap, interval
@@ -33,9 +33,7 @@ from .pictures import draw_segmentation
 
 # Queries whose classes and masks make a semantic map; EoMT cuts images into parts of its own, DETR shares out pixels.
 _QUERIES = ("mask2former", "maskformer", "oneformer")
-QUERY_MODELS = [
-    c for c in MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING if c.model_type.removeprefix("tokaccel_") in _QUERIES
-]
+QUERY_MODELS = SomeTypes(MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING, _QUERIES.__contains__)
 SEGMENTATION_MODELS = ModelKind(
     autos={
         AutoModelForSemanticSegmentation: MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING,
