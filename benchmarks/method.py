@@ -22,7 +22,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from benchmarks.common import ROOT, interleaved, ratios, save, stamp, summary
-from hf_tokaccel.functional import cluster_tokens, plan_reconstruction, reconstruct_tokens
+from hf_tokaccel.functional import (
+    average_tokens,
+    cluster_tokens,
+    partition_tokens,
+    plan_reconstruction,
+    reconstruct_regions,
+    reconstruct_tokens,
+)
 from hf_tokaccel.measure.memory import peak_memory
 
 # The numbers below depend on these files only.
@@ -30,7 +37,10 @@ PATHS = ["hf_tokaccel/clustering", "benchmarks/method.py", "benchmarks/common.py
 
 GRID, CLUSTER_GRID, WIDTH, ITERATIONS, NEIGHBORS = (40, 40), (28, 28), 1024, 5, 20
 TARGETS = {5: 0.20, 7: 0.25}
+ADAPTIVE_TARGET, TILE = 0.12, 16
 SIDES, SCALING_WIDTH, SCALING_WINDOW = (32, 64, 128, 256), 256, 5
+# What compares all with all.
+QUADRATIC = ("global plan", "adaptive", "dense clustering")
 DENSE_LIMIT = 8e9  # bytes that the dense form may take
 
 
@@ -78,6 +88,26 @@ def gather_einsum(z: Tensor, plan) -> Tensor:
     return torch.einsum("bnk,bnkc->bnc", plan.weights, z[:, plan.indices[0]])
 
 
+def adaptive(x: Tensor, count: int, **options) -> Tensor:
+    """Partition, means and the change of the regions added to the tokens."""
+    regions = partition_tokens(x, count, **options)
+    centroids = average_tokens(x, regions)
+    return reconstruct_regions(centroids, regions, tokens=x, centroids=centroids)
+
+
+def adaptive_functions(x: Tensor) -> dict[str, Callable[[], object]]:
+    count = CLUSTER_GRID[0] * CLUSTER_GRID[1]
+    regions = partition_tokens(x, count)
+    centroids = average_tokens(x, regions)
+    return {
+        "adaptive": lambda: adaptive(x, count),
+        "adaptive, one round of half": lambda: adaptive(x, (x.shape[1] + 1) // 2, share=0.5),
+        f"adaptive, tiles of {TILE}": lambda: adaptive(x, count, grid=GRID, tile=TILE),
+        "adaptive partition": lambda: partition_tokens(x, count),
+        "adaptive apply": lambda: reconstruct_regions(centroids, regions, tokens=x, centroids=centroids),
+    }
+
+
 def time_against_layer(rounds: int) -> dict:
     from transformers import ViTConfig
     from transformers.models.vit.modeling_vit import ViTLayer
@@ -113,6 +143,7 @@ def time_against_layer(rounds: int) -> dict:
         "plan and apply": lambda: reconstruct_tokens(s, plan_reconstruction(x, s)),
         "apply": lambda: reconstruct_tokens(s, plan),
         "apply by gather": lambda: gather_einsum(s, plan),
+        **adaptive_functions(x),
     }
     result = {
         "setting": {"model": "ViT-L/16 640x640", "grid": GRID, "cluster_grid": CLUSTER_GRID, "width": WIDTH}
@@ -141,6 +172,9 @@ def scaling_case(kind: str, side: int) -> Callable[[], object]:
     x = make_tokens(grid, SCALING_WIDTH)
     if kind == "clustering":
         return lambda: cluster_tokens(x, grid, cluster_grid, window=SCALING_WINDOW)
+    if kind.startswith("adaptive"):
+        tiles = {"grid": grid, "tile": TILE} if kind.endswith("tiles") else {}
+        return lambda: adaptive(x, side * side // 2, **tiles)
     if kind == "dense clustering":
         near = dense_near(grid, cluster_grid, SCALING_WINDOW)
         return lambda: dense_cluster(x, grid, cluster_grid, near)
@@ -165,16 +199,16 @@ def time_scaling(rounds: int) -> dict:
     """Processor time of one thread, and peak memory of a fresh process; slow cases run once."""
     result, threads = {}, torch.get_num_threads()
     torch.set_num_threads(1)
-    for kind in ("clustering", "window plan", "global plan", "dense clustering"):
+    for kind in ("clustering", "window plan", "adaptive in tiles", *QUADRATIC):
         rows = []
         for side in SIDES:
             row = {"tokens": side**2, "clusters": round(0.7 * side) ** 2}
-            if kind in ("dense clustering", "global plan") and dense_bytes(side) > DENSE_LIMIT:
+            if kind in QUADRATIC and dense_bytes(side) > DENSE_LIMIT:
                 # The global plan would fit, being in chunks, but takes a minute.
                 rows.append(row | ({"computed_bytes": dense_bytes(side)} if kind == "dense clustering" else {}))
                 continue
             case = scaling_case(kind, side)
-            if kind in ("dense clustering", "global plan") and side >= 128:
+            if kind in QUADRATIC and side >= 128:
                 start = time.thread_time()
                 case()
                 times = [time.thread_time() - start] * 2
@@ -214,7 +248,8 @@ def print_layers(console: Console, result: dict) -> None:
             table.add_column(column, justify="right" if column else "left")
         for name, seconds in part["seconds"].items():
             ratio = part["layers"][name]
-            target = next((f"{t:.2f}" for w, t in TARGETS.items() if name == f"ours, window {w}"), "")
+            targets = {f"ours, window {w}": f"{target:.2f}" for w, target in TARGETS.items()}
+            target = (targets | {"adaptive": f"{ADAPTIVE_TARGET:.2f}"}).get(name, "")
             spread = f"{ratio['p25']:.4f} to {ratio['p75']:.4f}"
             table.add_row(name, f"{1e3 * seconds['median']:.2f}", f"{ratio['median']:.4f}", spread, target)
         console.print(table)

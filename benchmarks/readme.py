@@ -11,7 +11,7 @@ from pathlib import Path
 import hf_tokaccel as ta
 from benchmarks import semantic_dense, semantic_tokens, swin_stage, tune
 from benchmarks.common import ROOT, shrink
-from benchmarks.method import ITERATIONS, NEIGHBORS, TARGETS
+from benchmarks.method import ADAPTIVE_TARGET, ITERATIONS, NEIGHBORS, TARGETS, TILE
 from benchmarks.quality import page as quality
 from hf_tokaccel.results.marked import fill_marked, marked_places
 from hf_tokaccel.results.report import Where, markdown_table
@@ -23,6 +23,12 @@ PAGES = [ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in ("models
 METHOD_ROWS = {
     "dense, window {}": "as released: all distances, dense weights",
     "ours, window {}": "hf_tokaccel: clustering, plan and one reconstruction",
+}
+ADAPTIVE_ROWS = {
+    "adaptive": "adaptive clusters: partition, means and one reconstruction",
+    f"adaptive, tiles of {TILE}": f"the same in tiles of {TILE} x {TILE} tokens",
+    "adaptive, one round of half": "one round, to 800",
+    "adaptive apply": "one more reconstruction",
 }
 
 
@@ -37,6 +43,10 @@ def method_table() -> str:
             shares = [result["layer"][clock]["layers"][name.format(window)]["median"] for clock in clocks]
             goal = f"{target:.2f}" if name.startswith("ours") else ""
             lines.append([f"window {window}, {label}", *(f"{share:.3f}" for share in shares), goal])
+    for name, label in ADAPTIVE_ROWS.items():
+        shares = [result["layer"][clock]["layers"][name]["median"] for clock in clocks]
+        goal = f"{ADAPTIVE_TARGET:.2f}" if name == "adaptive" else ""
+        lines.append([label, *(f"{share:.3f}" for share in shares), goal])
     again = ", ".join(
         f"{result['layer'][clock]['recomputing over reusing']['median']:.0f} ({clock})" for clock in clocks
     )

@@ -172,7 +172,7 @@ def _rounds(regions: int, count: int, share: float) -> list[int]:
 
 def _join(sizes: Tensor, means: Tensor, joined: int, group: int | None) -> tuple[Tensor, Tensor, Tensor]:
     """One round: where each region (B, m) goes, sizes and means (B, m - joined, ...) after it."""
-    batch, regions, width = means.shape
+    batch, regions = sizes.shape
     cost, choice = _choose(sizes, means, regions if group is None else group)
     leaves = _cheapest(cost, joined)
     own = torch.arange(regions, device=means.device).expand(batch, -1)
@@ -181,9 +181,7 @@ def _join(sizes: Tensor, means: Tensor, joined: int, group: int | None) -> tuple
     moved = number.gather(1, places)
     left = regions - joined
     total = sizes.new_zeros(batch, left).scatter_add(1, moved, sizes)
-    sums = means.new_zeros(batch, left, width)
-    sums = sums.scatter_add(1, moved[..., None].expand(-1, -1, width), means * sizes[..., None])
-    return moved, total, sums / total[..., None]
+    return moved, total, _sum_rows(means * sizes[..., None], moved, left) / total[..., None]
 
 
 def _cheapest(cost: Tensor, count: int) -> Tensor:
@@ -231,12 +229,24 @@ def _choose(sizes: Tensor, means: Tensor, group: int) -> tuple[Tensor, Tensor]:
 
 def _means(x: Tensor, regions: TokenRegions) -> Tensor:
     rows, sizes = regions
-    sums = x.new_zeros(x.shape[0], sizes.shape[1], x.shape[2])
-    return sums.scatter_add(1, rows[..., None].expand(-1, -1, x.shape[2]), x) / sizes[..., None].to(x.dtype)
+    return _sum_rows(x, rows, sizes.shape[1]) / sizes[..., None].to(x.dtype)
+
+
+def _sum_rows(x: Tensor, rows: Tensor, count: int) -> Tensor:
+    """(B, count, C) sums of the rows of x (B, N, C) that go to the same place."""
+    # One index for a whole row is a fast path of PyTorch's, which it has along the first dimension only.
+    index = _flat(rows, count)[:, None].expand(-1, x.shape[2])
+    sums = x.new_zeros(x.shape[0] * count, x.shape[2]).scatter_add(0, index, x.flatten(0, 1))
+    return sums.unflatten(0, (x.shape[0], count))
 
 
 def _take(x: Tensor, rows: Tensor) -> Tensor:
-    return x.gather(1, rows[..., None].expand(-1, -1, x.shape[2]))
+    return x.flatten(0, 1).index_select(0, _flat(rows, x.shape[1])).unflatten(0, rows.shape)
+
+
+def _flat(rows: Tensor, count: int) -> Tensor:
+    """Places in a batch whose images of `count` rows lie one after the other."""
+    return (rows + count * torch.arange(rows.shape[0], device=rows.device)[:, None]).flatten()
 
 
 def _tile_order(grid: tuple[int, int], tile: int, device: torch.device) -> Tensor:
