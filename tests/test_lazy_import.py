@@ -93,7 +93,8 @@ def test_parts_are_found_by_the_module_of_their_native_class():
     """Without what was registered, each native class leads to the module of its accelerated class."""
     import_families(family_modules())
     for native, ours in registry._accelerated.items():
-        if native.__module__.startswith("transformers.models."):
+        # README's example, which another test registers, is of no module of ours.
+        if native.__module__.startswith("transformers.models.") and ours.__module__.startswith("hf_tokaccel."):
             name = native.__module__.rpartition(".")[2].partition("_")[2]
             assert f"{ours.__module__}.".startswith(f"hf_tokaccel.models.{modules_of(name)[0]}."), native
 
