@@ -122,7 +122,8 @@ def reconstruct_regions(
     _check_rows("tokens", tokens, regions.rows)
     with _autocast_off(refined):
         change = _exact(refined) - _exact(centroids)
-        return (_exact(tokens) + _take(change, regions.rows)).to(refined.dtype)
+        # In place: the sum is as large as all tokens.
+        return _take(change, regions.rows).add_(_exact(tokens)).to(refined.dtype)
 
 
 def size_bias(sizes: Tensor, prefix: int = 0) -> Tensor:
@@ -212,14 +213,13 @@ def _choose(sizes: Tensor, means: Tensor, group: int) -> tuple[Tensor, Tensor]:
     if spare:
         means, sizes = F.pad(means, (0, 0, 0, spare)), F.pad(sizes, (0, spare), value=math.inf)
     x, n = means.unflatten(1, (groups, group)), sizes.unflatten(1, (groups, group))
-    squares = x.square().sum(-1)
-    even, odd = x[:, :, ::2], x[:, :, 1::2]
-    apart = squares[:, :, ::2, None] + squares[:, :, None, 1::2] - 2 * (even @ odd.transpose(-1, -2))
-    # n m / (n + m), in a form that padding of infinite size makes infinite only where it is chosen.
-    harmonic = 1 / (1 / n[:, :, ::2, None] + 1 / n[:, :, None, 1::2])
-    cost = apart.clamp(min=0) * harmonic
+    squares, share = x.square().sum(-1), 1 / n
+    # In place, since these are the large tensors: a - 2 ab + b, times n m / (n + m).
+    cost = x[:, :, ::2] @ x[:, :, 1::2].transpose(-1, -2)
+    cost.mul_(-2).add_(squares[:, :, ::2, None]).add_(squares[:, :, None, 1::2]).clamp_(min=0)
+    cost.div_(share[:, :, ::2, None] + share[:, :, None, 1::2])
     if spare:
-        cost = cost.masked_fill(n[:, :, None, 1::2].isinf() | n[:, :, ::2, None].isinf(), math.inf)
+        cost.masked_fill_((share[:, :, None, 1::2] == 0) | (share[:, :, ::2, None] == 0), math.inf)
     place = cost.argmin(-1)
     least = cost.gather(-1, place[..., None])[..., 0]
     first = torch.arange(groups, device=means.device)[:, None] * group
