@@ -353,7 +353,14 @@ class FamilyTester:
             with pytest.raises(RuntimeError, match="Data-dependent branching"):
                 torch.compile(model, fullgraph=True, backend="eager")(self.images())
         compiled = torch.compile(fast, fullgraph=self.single_graph, backend="aot_eager")
-        self.assert_close(self.run(compiled, self.images()), self.run(fast, self.images()))
+        try:
+            actual = self.run(compiled, self.images())
+        except torch._dynamo.exc.Unsupported as error:
+            # Before 2.14 the compiler breaks where a backbone alone looks for a head around it.
+            if torch.__version__ >= "2.14" or "method `get` of class `ContextVar`" not in str(error):
+                raise
+            actual = self.run(torch.compile(fast, backend="aot_eager"), self.images())
+        self.assert_close(actual, self.run(fast, self.images()))
 
     @pytest.mark.graph
     def test_exports(self, model, fast, request):
@@ -482,8 +489,14 @@ class FamilyTester:
 
     @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
     def test_half_precision_is_finite(self, model, dtype):
-        half = ta.accelerate(type(model)(model.config).to(dtype).eval(), self.accel)
-        assert all(output.isfinite().all() for output in self.run(half, self.images().to(dtype)))
+        native, images = type(model)(model.config).to(dtype).eval(), self.images().to(dtype)
+        try:
+            outputs = self.run(ta.accelerate(native, self.accel), images)
+        except RuntimeError as error:
+            with pytest.raises(RuntimeError, match=r"dtype|scalar type"):
+                self.run(native, images)
+            pytest.skip(f"the host of this version of Transformers cannot either: {error}")
+        assert all(output.isfinite().all() for output in outputs)
 
     # 10: bad input
 

@@ -92,11 +92,18 @@ def transplant(
         module.__dict__.pop(name, None)
     module._modules = parts
     for name, value in module.__dict__.items():
-        # Some hosts loop over a plain list of their children.
-        if isinstance(value, list) and any(id(item) in done for item in value):
-            module.__dict__[name] = [done.get(id(item), item) for item in value]
+        # Some hosts loop over a plain list of their children, some over modules that are in no other place.
+        if isinstance(value, list) and any(isinstance(item, nn.Module) for item in value):
+            module.__dict__[name] = [_listed(item, module is template, configs, done) for item in value]
     done[id(source)] = module
     return module
+
+
+def _listed(item: Any, own: bool, configs: dict[int, PreTrainedConfig], done: dict[int, nn.Module]) -> Any:
+    """What replaces an item of a plain list; the template's own modules stay."""
+    if own or not isinstance(item, nn.Module):
+        return done.get(id(item), item)
+    return transplant(item, item, configs, done)
 
 
 def _is_ours(module: nn.Module) -> bool:

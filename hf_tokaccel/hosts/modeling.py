@@ -183,7 +183,7 @@ def enter(native_forward: Callable, reads: Callable[[Any], Collection[int]] | No
         final = kwargs.pop("accel_final", True)
         if self.accel is None:
             return native_forward(self, *args, **kwargs)
-        arguments = {**dict(zip(names, args, strict=False)), **kwargs}
+        arguments = {**dict(zip(names[: len(args)], args, strict=True)), **kwargs}
         if arguments.get("attention_mask") is not None:
             raise ValueError(
                 "attention_mask is not valid while acceleration is on, since clusters mix masked and unmasked tokens: "

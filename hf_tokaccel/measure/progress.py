@@ -20,11 +20,21 @@ from rich.progress import (
 SECONDS_BETWEEN_LINES = 5.0
 
 
-class ProgressLines(Progress):
+class NoBar(Progress):
+    """Keeps the numbers and shows nothing."""
+
+    def __init__(self, console: Console):
+        super().__init__(console=console, disable=True)
+
+    def stop(self) -> None:
+        """Nothing was started, where Rich before 15 ends with an empty line."""
+
+
+class ProgressLines(NoBar):
     """Progress as lines of text: one at the start, then one in a few seconds at most, and one at the end."""
 
     def __init__(self, console: Console):
-        super().__init__(console=console, disable=True)  # No bar; the numbers are kept.
+        super().__init__(console)
         self._next: dict[TaskID, float | None] = {}  # when the next line is due; None after the last one
 
     def add_task(self, description: str, *args: Any, **options: Any) -> TaskID:
@@ -56,7 +66,9 @@ class ProgressLines(Progress):
 def progress_bar(enabled: bool = True) -> Progress:
     """Progress of a loop: a context manager of Rich, which says nothing where it is not enabled."""
     console = Console(stderr=True)
-    if enabled and not console.is_terminal:
+    if not enabled:
+        return NoBar(console)
+    if not console.is_terminal:
         return ProgressLines(console)
     columns = (
         TextColumn("{task.description}"),
@@ -65,4 +77,4 @@ def progress_bar(enabled: bool = True) -> Progress:
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    return Progress(*columns, console=console, disable=not enabled)
+    return Progress(*columns, console=console)

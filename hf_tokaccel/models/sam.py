@@ -90,7 +90,7 @@ def prompted(native_forward: Callable) -> Callable:
     def forward(self, *args, **kwargs):
         # Values are unknown while compiling.
         if self.accel is not None and not torch.compiler.is_compiling():
-            arguments = {**dict(zip(names, args, strict=False)), **kwargs}
+            arguments = {**dict(zip(names[: len(args)], args, strict=True)), **kwargs}
             sizes = arguments.get("reshaped_input_sizes")
             if sizes is None:
                 sizes = torch.tensor([(self.config.prompt_encoder_config.image_size,) * 2])

@@ -63,7 +63,7 @@ def test_command_fails_on_a_row_that_is_off(monkeypatch, capsys):
 
 
 def test_document_is_what_the_command_prints():
-    """Of every line what needs no model: the rest depends on the version of torch, too."""
+    """Of every line what needs no model."""
     lines = [
         [cell.strip() for cell in line.split("|")[1:-1]]
         for line in DOCUMENT.read_text().splitlines()
