@@ -60,7 +60,7 @@ def method_table() -> str:
             "",
             f"1600 to 784 tokens of width 1024, {ITERATIONS} iterations, k = {NEIGHBORS}, float32, batch 1. Making "
             f"a plan costs that many times a reconstruction from a ready one: {again}. Growth from 1k to 64k tokens "
-            f"at a fixed window (dense and global plan: to 16k): {growth}.",
+            f"at a fixed window (what compares all with all: to 16k): {growth}.",
             _where(result, path),
         ]
     )
