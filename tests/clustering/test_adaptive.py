@@ -160,8 +160,8 @@ def test_values_that_are_no_numbers_keep_the_shapes():
 
 class Steps(torch.nn.Module):
     def forward(self, tokens):
-        first = partition_tokens(tokens, 40)
-        regions = partition_tokens(tokens, 17, rows=first, grid=(6, 10), tile=4)
+        first = partition_tokens(tokens, 40, share=0.5)
+        regions = partition_tokens(tokens, 17, share=0.5, rows=first, grid=(6, 10), tile=4)
         centroids = average_tokens(tokens, regions)
         rebuilt = reconstruct_regions(2 * centroids, regions, tokens=tokens, centroids=centroids)
         return regions.rows, rebuilt, size_bias(regions.sizes, 1)
