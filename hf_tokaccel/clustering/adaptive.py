@@ -220,11 +220,13 @@ def _choose(sizes: Tensor, means: Tensor, group: int) -> tuple[Tensor, Tensor]:
     cost.div_(share[:, :, ::2, None] + share[:, :, None, 1::2])
     if spare:
         cost.masked_fill_((share[:, :, None, 1::2] == 0) | (share[:, :, ::2, None] == 0), math.inf)
-    place = cost.argmin(-1)
-    least = cost.gather(-1, place[..., None])[..., 0]
+    least = cost.amin(-1, keepdim=True)
+    # The first place that has it; the compiler of PyTorch 2.10 gives wrong ones for `argmin` and `min` of such a sum.
+    places = torch.arange(cost.shape[-1], dtype=torch.int32, device=means.device)
+    place = torch.where(cost == least, places, cost.shape[-1] - 1).amin(-1).long()
     first = torch.arange(groups, device=means.device)[:, None] * group
     evens = (regions + 1) // 2
-    return least.flatten(1)[:, :evens], (2 * place + 1 + first).flatten(1)[:, :evens]
+    return least[..., 0].flatten(1)[:, :evens], (2 * place + 1 + first).flatten(1)[:, :evens]
 
 
 def _means(x: Tensor, regions: TokenRegions) -> Tensor:
