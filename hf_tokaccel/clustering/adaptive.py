@@ -52,7 +52,8 @@ def partition_tokens(
         rows: regions to go on from; None begins with single tokens.
         grid: (H, W) of the tokens, for `tile`.
         tile: side in tokens of the tiles inside of which regions choose, even; time and memory then grow linearly
-            with N. None compares all with all.
+            with N. None compares all with all. Regions to go on from keep their order, and groups of so many take the
+            place of tiles.
 
     Raises:
         ValueError: on a count, share, shape or tile outside of what is written above.
@@ -165,8 +166,7 @@ def _rounds(regions: int, count: int, share: float) -> list[int]:
     """How many regions each round joins to others."""
     joined = []
     while regions > count:
-        # The even places bound it where one region is left over.
-        joined.append(min(regions - count, max(1, math.floor(share * regions)), regions // 2))
+        joined.append(min(regions - count, max(1, math.floor(share * regions))))
         regions -= joined[-1]
     return joined
 
@@ -270,6 +270,7 @@ def _check_partition(keys, count, share, rows, grid, tile) -> None:
     what = "tokens" if rows is None else "regions to go on from"
     require(is_count(count) and count <= most, "count", count, f"1 to {most}, the number of {what}", -(-most // 2))
     require(is_number(share) and 0 < share <= 0.5, "share", share, "above 0 and at most 0.5", 0.2)
+    require(grid is None or tile is not None, "grid", grid, "None where no tile is given", None)
     if tile is None:
         return
     require(is_count(tile) and tile % 2 == 0, "tile", tile, "None or an even number of tokens", 16)
