@@ -12,7 +12,7 @@ import torch
 import transformers
 from transformers import AutoConfig, AutoImageProcessor, PreTrainedConfig, PreTrainedModel
 
-from .checks import first_line
+from .checks import UserError, first_line
 from .discovery import PREFIX
 from .hosts.config import stored_accel
 from .hosts.convert import to_native
@@ -94,7 +94,7 @@ class ModelKind:
         fitting = [auto for auto, configs in self.autos.items() if type(config) in configs]
         if not fitting:
             types = sorted({c.model_type for configs in self.autos.values() for c in configs})
-            raise ValueError(
+            raise UserError(
                 f"model {source!r} is of type {config.model_type!r}, which {self.lacks}; types that do: "
                 f"{', '.join(types)}"
             )
@@ -116,11 +116,11 @@ def load_config(name: str | Path, example: str = "Intel/dpt-large") -> PreTraine
     """
     source = resolve_source(name)
     if Path(source).is_dir() and not (Path(source) / "config.json").is_file():
-        raise ValueError(f"folder {source} has no config.json; give one that save_pretrained wrote, or a Hub id")
+        raise UserError(f"folder {source} has no config.json; give one that save_pretrained wrote, or a Hub id")
     try:
         return AutoConfig.from_pretrained(source)
     except (OSError, ValueError, KeyError) as error:
-        raise ValueError(
+        raise UserError(
             f"model {source!r} cannot be loaded: {first_line(error)}; give a Hub id such as {example}, a "
             f"folder that save_pretrained wrote, or one of the models of this package: {', '.join(REFERENCE_MODELS)}"
         ) from error
@@ -149,7 +149,7 @@ def load_checkpoint(
             there must be one, or weights that do not cover the model.
     """
     if dtype not in DTYPES:
-        raise ValueError(f"dtype={dtype!r} must be one of {', '.join(DTYPES)}; for example float32")
+        raise UserError(f"dtype={dtype!r} must be one of {', '.join(DTYPES)}; for example float32")
     config = load_config(name) if kind is None else load_config(name, kind.example)
     source = resolve_source(name)
     cls = find_class(config, auto_class) if kind is None else kind.auto_class(config, source)
@@ -159,7 +159,7 @@ def load_checkpoint(
         processor = load_processor(source) if kind is None else AutoImageProcessor.from_pretrained(source)
         model, info = cls.from_pretrained(source, dtype=dtype if dtype == "auto" else getattr(torch, dtype), **options)
     except OSError as error:
-        raise ValueError(f"model {source!r} is incomplete: {first_line(error)}") from error
+        raise UserError(f"model {source!r} is incomplete: {first_line(error)}") from error
     if missing := missing_weights(info):
         if kind is None:
             what = type(model).__name__
@@ -168,9 +168,7 @@ def load_checkpoint(
         else:
             what = f"a {kind.trained_for} model"
             remedy = f"give one that was trained for {kind.trained_for}, such as {kind.example}"
-        raise ValueError(
-            f"model {source!r} lacks {len(missing)} weights of {what}, for example {missing[0]}; {remedy}"
-        )
+        raise UserError(f"model {source!r} lacks {len(missing)} weights of {what}, for example {missing[0]}; {remedy}")
     accel = stored_accel(model.config)
     if isinstance(model, AcceleratedModel) or accel is not None:
         model = to_native(model)
@@ -191,7 +189,7 @@ def find_class(config: PreTrainedConfig, auto_class: str | None = None) -> type:
         is_auto = is_auto_class(cls)
         is_model = isinstance(cls, type) and issubclass(cls, PreTrainedModel)
         if (is_auto and auto_class not in usable) or not (is_auto or is_model):
-            raise ValueError(f"class {auto_class!r} does not load model type {config.model_type!r}: {allowed}")
+            raise UserError(f"class {auto_class!r} does not load model type {config.model_type!r}: {allowed}")
         return cls
     names = config.architectures or []
     known = {cls.__name__: cls for classes in auto_models_of(type(config)).values() for cls in classes}
@@ -200,7 +198,7 @@ def find_class(config: PreTrainedConfig, auto_class: str | None = None) -> type:
         cls = known.get(name) or getattr(transformers, name, None)
         if cls is not None:
             return cls
-    raise ValueError(
+    raise UserError(
         f"config.json names {', '.join(names) or 'no class'} in architectures, which says nothing of how to load this "
         f"{config.model_type!r} model: give --auto-class; {allowed}"
     )

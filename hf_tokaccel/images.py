@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from PIL import Image
 
-from .checks import as_pair, first_line
+from .checks import UserError, as_pair, first_line
 
 
-class UnreadableError(ValueError):
+class UnreadableError(UserError):
     """A file that cannot be read, which the user may have skipped."""
 
 
@@ -51,20 +51,20 @@ def open_photographs(paths: Sequence[str | Path] = ()) -> dict[str, np.ndarray]:
         try:
             import skimage.data
         except ImportError as error:
-            raise ValueError(
+            raise UserError(
                 "--images without paths shows photographs of scikit-image: pip install scikit-image, or give files"
             ) from error
         folder = Path(skimage.data.__file__).parent
         paths = [next(folder.glob(f"{name}.*"), folder / f"{name}.png") for name in PHOTOGRAPHS]
     missing = [str(path) for path in paths if not Path(path).is_file()]
     if missing:
-        raise ValueError(
+        raise UserError(
             f"image {', '.join(missing)} does not exist; give image files, or no path for those of scikit-image"
         )
     images = {}
     for path in map(Path, paths):
         if path.stem in images:
-            raise ValueError(f"two photographs are called {path.stem!r}, the last is {path}; rename one of them")
+            raise UserError(f"two photographs are called {path.stem!r}, the last is {path}; rename one of them")
         images[path.stem] = read_image(path)
     return images
 
@@ -101,7 +101,7 @@ def default_size(config: Any, processor: Any, option: str = "--size") -> tuple[i
     for part in (config, *(getattr(config, name, None) for name in ("backbone_config", "vision_config"))):
         if isinstance(side := getattr(part, "image_size", None), (int, list, tuple)):
             return as_pair(side)
-    raise ValueError(f"a {config.model_type!r} model without image processor says no image size: give {option} 384")
+    raise UserError(f"a {config.model_type!r} model without image processor says no image size: give {option} 384")
 
 
 def parse_size(text: str | None) -> tuple[int, int] | None:
@@ -114,7 +114,7 @@ def parse_size(text: str | None) -> tuple[int, int] | None:
         return None
     match = re.fullmatch(r"([1-9]\d*)(?:x([1-9]\d*))?", text.strip())
     if match is None:
-        raise ValueError(f"size {text!r} must be HEIGHTxWIDTH or one side in pixels, for example 480x640")
+        raise UserError(f"size {text!r} must be HEIGHTxWIDTH or one side in pixels, for example 480x640")
     height, width = match.groups()
     return int(height), int(width or height)
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..checks import UserError
 from .frame import AsJson, Overwrite, app, check_output_folder, console, print_json, user_errors
 
 if TYPE_CHECKING:
@@ -94,11 +95,11 @@ def read_setting(accel: str | None, cluster_after: int | None, cluster_grid: str
 
     if accel is not None:
         if cluster_after is not None or cluster_grid is not None:
-            raise ValueError("--accel is a whole setting: leave out --cluster-after and --cluster-grid")
+            raise UserError("--accel is a whole setting: leave out --cluster-after and --cluster-grid")
         path = Path(accel)
         return parse_accel(path.read_text(encoding="utf-8") if path.suffix == ".json" else accel)
     if (cluster_after is None) != (cluster_grid is None):
-        raise ValueError(
+        raise UserError(
             "--cluster-after and --cluster-grid go together, for example --cluster-after 6 --cluster-grid 16x16; give "
             "both, or neither for the default"
         )
@@ -111,7 +112,7 @@ def read_size(text: str, option: str) -> tuple[int, int]:
     """(height, width) from "HxW" or one side of a square."""
     sides = text.lower().split("x")
     if len(sides) > 2 or not all(side.isdigit() for side in sides):
-        raise ValueError(f"{option} {text!r} must be HEIGHTxWIDTH or one number, for example 16x16")
+        raise UserError(f"{option} {text!r} must be HEIGHTxWIDTH or one number, for example 16x16")
     return int(sides[0]), int(sides[-1])
 
 

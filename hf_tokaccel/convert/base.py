@@ -12,10 +12,12 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from ..checks import UserError
+
 _LISTED = 5  # parameters that an error names
 
 
-class ConversionError(ValueError):
+class ConversionError(UserError):
     """A file that cannot be converted, with the reason."""
 
 

@@ -10,7 +10,7 @@ from huggingface_hub import ModelCard
 from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoImageProcessor, AutoProcessor, PreTrainedConfig
 
-from ..checks import first_line
+from ..checks import UserError, first_line
 from ..results.rows import Result
 from .card import NOT_MEASURED, RESULT_NAME, build_card, read_result, setting_of
 
@@ -30,21 +30,21 @@ def check_folder(folder: str | Path, processor: bool = True) -> PreTrainedConfig
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise ValueError(f"{folder} is not a folder; give one that `hf_tokaccel accelerate MODEL --out DIR` wrote")
+        raise UserError(f"{folder} is not a folder; give one that `hf_tokaccel accelerate MODEL --out DIR` wrote")
     if not (folder / "config.json").is_file():
-        raise ValueError(f"{folder} has no config.json; give a folder that `hf_tokaccel accelerate` wrote")
+        raise UserError(f"{folder} has no config.json; give a folder that `hf_tokaccel accelerate` wrote")
     try:
         config = AutoConfig.from_pretrained(folder)
     except (OSError, ValueError) as error:
-        raise ValueError(f"{folder}/config.json cannot be loaded: {first_line(error)}") from error
+        raise UserError(f"{folder}/config.json cannot be loaded: {first_line(error)}") from error
     if setting_of(config) is None:
-        raise ValueError(
+        raise UserError(
             f"{folder} holds a plain {config.model_type!r} model; give it a setting first, for example "
             f"`hf_tokaccel accelerate {folder} --out {folder}-tokaccel`"
         )
     _check_weights(folder)
     if processor and not any((folder / name).is_file() for name in PROCESSORS):
-        raise ValueError(
+        raise UserError(
             f"{folder} has no {PROCESSORS[0]}, without which nobody can prepare images for the model: add it with "
             f"AutoImageProcessor.from_pretrained(BASE).save_pretrained({str(folder)!r}), or say --no-processor"
         )
@@ -58,12 +58,12 @@ def _check_weights(folder: Path) -> None:
         names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
     for name in names:
         if not (folder / name).is_file():
-            raise ValueError(f"{folder} has no {name}: save the model again with save_pretrained")
+            raise UserError(f"{folder} has no {name}: save the model again with save_pretrained")
         try:
             with safe_open(folder / name, "pt"):
                 pass
         except SafetensorError as error:
-            raise ValueError(f"{folder / name} is damaged ({error}): save the model again") from error
+            raise UserError(f"{folder / name} is damaged ({error}): save the model again") from error
 
 
 def write_card(
@@ -130,14 +130,14 @@ def prepare_card(
     """
     folder = Path(folder)
     if result is not None and not_measured:
-        raise ValueError("--results and --not-measured exclude each other: give one of them")
+        raise UserError("--results and --not-measured exclude each other: give one of them")
     if result is None and not not_measured and (folder / RESULT_NAME).is_file():
         result = folder / RESULT_NAME
     card = read_card(folder)
     if result is None and not not_measured and card is not None and NOT_MEASURED not in card.text:
         return
     if result is None and not not_measured:
-        raise ValueError(
+        raise UserError(
             f"{folder} has no results for its card: measure with `hf_tokaccel evaluate {folder} --output {folder}`, "
             "or give --results FILE, or --not-measured for a card that says so"
         )

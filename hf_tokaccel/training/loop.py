@@ -18,6 +18,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from ..checks import UserError
 from ..measure.progress import progress_bar
 
 RUN, LOG = "run.json", "training_log.jsonl"
@@ -107,7 +108,7 @@ class Loop:
         """
         path = self.work / "checkpoint" / RUN
         if not path.is_file():
-            raise ValueError(f"there is no checkpoint in {self.work} to resume from: start without --resume")
+            raise UserError(f"there is no checkpoint in {self.work} to resume from: start without --resume")
         return json.loads(path.read_text())
 
     def restore(self, stored: dict[str, Any]) -> None:
@@ -192,7 +193,7 @@ class Loop:
         optimizer = self.optimizers[-1]
         if not math.isfinite(loss):
             lower = optimizer.defaults["lr"] / 2
-            raise ValueError(f"the loss is {loss} at step {self.step}: use a lower lr, for example {lower:g}")
+            raise UserError(f"the loss is {loss} at step {self.step}: use a lower lr, for example {lower:g}")
         rate = self.rate(self.step - 1, optimizer)
         self.log(loss=round(loss, 5), norm=round(float(self.norm), 4), lr=float(f"{rate:.6g}"))
         return ", ".join([*(f"{name} {value}" for name, value in self.place().items()), f"loss {loss:.3f}"])

@@ -8,7 +8,7 @@ from typing import Any
 from transformers import PreTrainedConfig
 
 from ..auto import accelerate_config
-from ..checks import as_pair
+from ..checks import UserError, as_pair
 from ..hosts.blocks import Encoder, Grid
 from ..hosts.config import AcceleratedConfig, family_of
 from ..settings.clustering import TokenClusteringConfig
@@ -75,10 +75,10 @@ def for_speedup(
 def check_speedup(name: str, speedup: Any, settings: Collection[str]) -> None:
     """Raises ValueError where `name` cannot choose a schedule for this ratio beside these fields."""
     if isinstance(speedup, bool) or not isinstance(speedup, (int, float)) or not speedup > 1:
-        raise ValueError(f"speedup={speedup!r} is not valid: it must be a number above 1, for example speedup=1.5.")
+        raise UserError(f"speedup={speedup!r} is not valid: it must be a number above 1, for example speedup=1.5.")
     taken = sorted({"cluster_after", "cluster_grid"} & set(settings))
     if taken:
-        raise ValueError(f"{taken} cannot be given to {name}, which chooses them: leave them out.")
+        raise UserError(f"{taken} cannot be given to {name}, which chooses them: leave them out.")
 
 
 def choose_schedule(

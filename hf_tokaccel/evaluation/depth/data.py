@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from ...checks import UserError
 from ...images import read_image
 from ...measure.metrics.depth import DepthProtocol
 from ..datasets import (
@@ -59,7 +60,7 @@ def read_depth(path: str | Path, units_per_metre: float) -> torch.Tensor:
     """
     values = read_map(path)
     if values.dtype == np.uint8 or values.ndim != 2:
-        raise ValueError(
+        raise UserError(
             f"depth image {path} must have one channel of 16 bits, but has shape {values.shape}, type {values.dtype}"
         )
     return torch.from_numpy(values.astype(np.float32) / units_per_metre)
@@ -148,7 +149,7 @@ def _open_table(
         if values.ndim == 3:
             values = values.squeeze(-1 if values.shape[-1] == 1 else 0)
         if depth_scale is None and values.dtype.kind in "iu":
-            raise ValueError(
+            raise UserError(
                 f"column {columns[1]!r} of dataset {name!r} holds whole numbers of unknown unit; say how many make "
                 "a metre, for example --depth-scale 1000 for millimetres"
             )
@@ -198,9 +199,9 @@ def open_depth_dataset(
     elif colon and kind in LAYOUTS:
         dataset = _open_layout(kind, folder, limit)
     elif colon:
-        raise ValueError(f"dataset layout {kind!r} must be one of {', '.join(LAYOUTS)}; use {SPECIFICATIONS}")
+        raise UserError(f"dataset layout {kind!r} must be one of {', '.join(LAYOUTS)}; use {SPECIFICATIONS}")
     else:
         dataset = _open_table(specification, split, limit, columns, depth_scale, max_depth)
     if len(dataset.samples) == 0:
-        raise ValueError(f"dataset {specification!r} is empty; use {SPECIFICATIONS}")
+        raise UserError(f"dataset {specification!r} is empty; use {SPECIFICATIONS}")
     return dataset

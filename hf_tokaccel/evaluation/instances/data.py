@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...checks import first_line
+from ...checks import UserError, first_line
 from ...images import read_image
 from ...measure.metrics.coco import load_coco_tools
 from ...scenes import CLASS_NAMES
@@ -89,7 +89,7 @@ def string_counts(text: str | bytes) -> list[int]:
     for byte in text:
         group = byte - 48
         if not 0 <= group < 64:
-            raise ValueError(f"the character {chr(byte)!r} is not of a run-length encoding")
+            raise UserError(f"the character {chr(byte)!r} is not of a run-length encoding")
         value |= (group & 31) << shift
         shift += 5
         if not group & 32:
@@ -97,7 +97,7 @@ def string_counts(text: str | bytes) -> list[int]:
             counts.append(value + (counts[-2] if len(counts) > 2 else 0))
             value, shift = 0, 0
     if shift:
-        raise ValueError("the string ends in the middle of a number")
+        raise UserError("the string ends in the middle of a number")
     return counts
 
 
@@ -114,26 +114,26 @@ def check_mask(segmentation: Any, size: tuple[int, int]) -> dict:
     tools = load_coco_tools()
     if isinstance(segmentation, list):
         if not segmentation:
-            raise ValueError("it has no polygon")
+            raise UserError("it has no polygon")
         for polygon in segmentation:
             whole = isinstance(polygon, list) and len(polygon) >= 6 and len(polygon) % 2 == 0
             if not whole or not all(map(_is_number, polygon)):
-                raise ValueError(f"a polygon must be at least 6 numbers x1, y1, x2, y2, ..., not {_brief(polygon)}")
+                raise UserError(f"a polygon must be at least 6 numbers x1, y1, x2, y2, ..., not {_brief(polygon)}")
         return tools.merge(tools.frPyObjects(segmentation, *size))
     if not isinstance(segmentation, dict) or not {"size", "counts"} <= set(segmentation):
-        raise ValueError(f"it must be polygons, or have size and counts, not {_brief(segmentation)}")
+        raise UserError(f"it must be polygons, or have size and counts, not {_brief(segmentation)}")
     if list(segmentation["size"]) != list(size):
-        raise ValueError(
+        raise UserError(
             f"its run lengths are of {_brief(segmentation['size'])}, but its image has {list(size)} pixels"
         )
     counts = segmentation["counts"]
     if not isinstance(counts, (str, bytes, list)):
-        raise ValueError(f"counts must be a list or a string, not {_brief(counts)}")
+        raise UserError(f"counts must be a list or a string, not {_brief(counts)}")
     counts = counts if isinstance(counts, list) else string_counts(counts)
     if not all(isinstance(count, int) and count >= 0 for count in counts):
-        raise ValueError("a run length is not a whole number from 0")
+        raise UserError("a run length is not a whole number from 0")
     if sum(counts) != size[0] * size[1]:
-        raise ValueError(f"its run lengths cover {sum(counts)} pixels, but its image has {size[0] * size[1]}")
+        raise UserError(f"its run lengths cover {sum(counts)} pixels, but its image has {size[0] * size[1]}")
     return tools.frPyObjects({"size": list(size), "counts": counts}, *size)
 
 
@@ -150,26 +150,26 @@ def _check_annotation(annotation: Any, images: Mapping, categories: Mapping) -> 
     """An entry of a COCO file as `_annotation` gives it; ValueError says what is wrong with it."""
     for key, known, what in (("image_id", images, "image"), ("category_id", categories, "category")):
         if annotation.get(key) not in known:
-            raise ValueError(f"{key} {annotation.get(key)!r} is no {what} of the file")
+            raise UserError(f"{key} {annotation.get(key)!r} is no {what} of the file")
     image = images[annotation["image_id"]]
     size = image["height"], image["width"]
     mask = annotation.get("segmentation")
     mask = None if mask in (None, []) else check_mask(mask, size)
     box = annotation.get("bbox")
     if box is None and mask is None:
-        raise ValueError("it has neither bbox nor segmentation")
+        raise UserError("it has neither bbox nor segmentation")
     if box is None:
         box = load_coco_tools().toBbox(mask).tolist()
     if not isinstance(box, list) or len(box) != 4 or not all(map(_is_number, box)) or min(box[2:]) < 0:
-        raise ValueError(f"bbox must be [x, y, width, height] in pixels, not {_brief(box)}")
+        raise UserError(f"bbox must be [x, y, width, height] in pixels, not {_brief(box)}")
     area = annotation.get("area")
     if area is None:
         area = box[2] * box[3] if mask is None else float(load_coco_tools().area(mask))
     elif not _is_number(area) or area < 0:
-        raise ValueError(f"area must be a number from 0, not {_brief(area)}")
+        raise UserError(f"area must be a number from 0, not {_brief(area)}")
     crowd = annotation.get("iscrowd", 0)
     if crowd not in (0, 1):
-        raise ValueError(f"iscrowd must be 0 or 1, not {_brief(crowd)}")
+        raise UserError(f"iscrowd must be 0 or 1, not {_brief(crowd)}")
     return _annotation(annotation["category_id"], box, mask, area, bool(crowd))
 
 
@@ -179,12 +179,12 @@ def _by_id(content: dict, key: str, needed: Mapping[str, type], path: Path) -> d
     for entry in content[key]:
         wrong = [name for name, kind in needed.items() if not isinstance(entry.get(name), kind)]
         if wrong:
-            raise ValueError(f"{path}: {key} have an entry without a valid {wrong[0]}: {_brief(entry)}")
+            raise UserError(f"{path}: {key} have an entry without a valid {wrong[0]}: {_brief(entry)}")
         if entry["id"] in found:
-            raise ValueError(f"{path}: {key} have the id {entry['id']} twice")
+            raise UserError(f"{path}: {key} have the id {entry['id']} twice")
         found[entry["id"]] = entry
     if not found:
-        raise ValueError(f"{path} has no {key}")
+        raise UserError(f"{path} has no {key}")
     return found
 
 
@@ -197,15 +197,15 @@ def read_coco(path: Path, folder: Path, limit: int | None) -> tuple[list[dict], 
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ValueError(f"annotation file {path} cannot be read ({first_line(error)})") from error
+        raise UserError(f"annotation file {path} cannot be read ({first_line(error)})") from error
     lists = ("images", "annotations", "categories")
     if not isinstance(content, dict) or not all(isinstance(content.get(key), list) for key in lists):
-        raise ValueError(f"annotation file {path} must have the lists {', '.join(lists)}, as COCO's instance files do")
+        raise UserError(f"annotation file {path} must have the lists {', '.join(lists)}, as COCO's instance files do")
     images = _by_id(content, "images", {"id": (int, str), "file_name": str, "height": int, "width": int}, path)
     categories = _by_id(content, "categories", {"id": int, "name": str}, path)
     missing = [image["file_name"] for image in images.values() if not (folder / image["file_name"]).is_file()]
     if missing:
-        raise ValueError(
+        raise UserError(
             f"{folder} lacks {len(missing)} of the {len(images)} images of {path.name}: "
             f"{', '.join(missing[:MAX_NAMED])}; give the folder that has them with --image-folder"
         )
@@ -219,7 +219,7 @@ def read_coco(path: Path, folder: Path, limit: int | None) -> tuple[list[dict], 
             wrong.append(f"annotation {annotation.get('id')}: {reason}")
     if wrong:
         more = f"; and {len(wrong) - MAX_NAMED} more" if len(wrong) > MAX_NAMED else ""
-        raise ValueError(f"{path} has {len(wrong)} wrong annotations: {'; '.join(wrong[:MAX_NAMED])}{more}; repair it")
+        raise UserError(f"{path} has {len(wrong)} wrong annotations: {'; '.join(wrong[:MAX_NAMED])}{more}; repair it")
     ordered = [
         {"path": folder / image["file_name"], "size": (image["height"], image["width"]), "annotations": found[key]}
         for key, image in images.items()
@@ -239,7 +239,7 @@ def _find_coco(given: Path, split: str, folder: str | None) -> tuple[Path, Path]
     for path, images in layouts:
         if path.is_file():
             return path, Path(folder) if folder else images
-    raise ValueError(
+    raise UserError(
         f"{str(given)!r} is neither a COCO file nor a folder with annotations/instances_{split}.json or "
         f"{split}/_annotations.coco.json; choose another split with --split, or give the file"
     )
@@ -253,7 +253,7 @@ def _open_coco(given: str, split: str | None, limit: int | None, folder: str | N
         image, name = read_image(entry["path"]), str(entry["path"])
         if image.shape[:2] != entry["size"]:
             height, width = entry["size"]
-            raise ValueError(
+            raise UserError(
                 f"image {name} has {image.shape[0]}x{image.shape[1]} pixels, but {height}x{width} in {path.name}"
             )
         return {"name": name, "image": image, "annotations": entry["annotations"]}
@@ -301,7 +301,7 @@ def open_instance_dataset(
         return _open_scenes(rest or "typical", split or "test", limit, seed, size)
     if kind == "coco" and colon:
         return _open_coco(rest, split, limit, image_folder)
-    raise ValueError(f"dataset {specification!r} is not known; use {SPECIFICATIONS}")
+    raise UserError(f"dataset {specification!r} is not known; use {SPECIFICATIONS}")
 
 
 def match_categories(id2label: Mapping[int, str], categories: Mapping[int, str]) -> dict[int, int]:
@@ -320,7 +320,7 @@ def match_categories(id2label: Mapping[int, str], categories: Mapping[int, str])
         return matched
     if not all(name.upper() == f"LABEL_{label}" for label, name in id2label.items()):
         unknown = [name for key, name in categories.items() if key not in matched.values()]
-        raise ValueError(
+        raise UserError(
             f"the model has no label for {len(unknown)} of the {len(categories)} categories of the data set: "
             f"{', '.join(unknown[:MAX_NAMED])}; give a model that was trained on these, or set its id2label"
         )
@@ -328,7 +328,7 @@ def match_categories(id2label: Mapping[int, str], categories: Mapping[int, str])
         return dict(enumerate(categories))
     if set(categories) <= set(id2label):
         return {key: key for key in categories}
-    raise ValueError(
+    raise UserError(
         f"the model has {len(id2label)} labels without names, which fit neither the number nor the ids of the "
         f"{len(categories)} categories of the data set; set the id2label of its configuration"
     )

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...checks import first_line
+from ...checks import UserError, first_line
 from ...images import read_image
 from ...measure.metrics.panoptic import CROWD, STEP, code, segment_map
 from ...scenes import CLASS_NAMES
@@ -54,7 +54,7 @@ def _open_scenes(
     segments = {"label": lambda item: scene_segments(item["labels"], item["instances"])}
     scenes = open_scenes(materials, split, limit, seed, size, **segments)
     if list(labels) != list(CLASS_NAMES):
-        raise ValueError(
+        raise UserError(
             f"dataset 'scenes' has the {len(CLASS_NAMES)} classes {', '.join(CLASS_NAMES[:3])}, ..., but the model "
             f"has {len(labels)}: {', '.join(labels[:3])}, ...; give a model that was trained on scenes, or another "
             "data set"
@@ -99,7 +99,7 @@ def _first(root: Path, names: Sequence[str], what: str, expected: str) -> Path:
     places = [root / folder / name for folder in _FOLDERS for name in names]
     found = next((place for place in places if place.exists()), None)
     if found is None:
-        raise ValueError(f"{root} has no {what} {names[0]}; expected {expected}")
+        raise UserError(f"{root} has no {what} {names[0]}; expected {expected}")
     return found
 
 
@@ -117,7 +117,7 @@ def _read_index(path: Path) -> dict:
     try:
         index = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ValueError(f"{path} cannot be read as JSON ({first_line(error)}); unpack it again") from error
+        raise UserError(f"{path} cannot be read as JSON ({first_line(error)}); unpack it again") from error
     fields = {
         "categories": ("id", "name", "isthing"),
         "images": ("id", "file_name"),
@@ -126,11 +126,11 @@ def _read_index(path: Path) -> dict:
     for part, names in fields.items():
         entries = index.get(part) if isinstance(index, dict) else None
         if not isinstance(entries, list) or not entries:
-            raise ValueError(f"{path} has no list of {part!r}; give a panoptic file, not one of instances or captions")
+            raise UserError(f"{path} has no list of {part!r}; give a panoptic file, not one of instances or captions")
         for number, entry in enumerate(entries):
             lacking = [name for name in names if not isinstance(entry, dict) or name not in entry]
             if lacking:
-                raise ValueError(f"{path}: entry {number} of {part!r} has no {lacking[0]!r}")
+                raise UserError(f"{path}: entry {number} of {part!r} has no {lacking[0]!r}")
     return index
 
 
@@ -165,12 +165,12 @@ def match_categories(categories: Sequence[dict], labels: Sequence[str], match: s
         ValueError: Categories that are not those of the model, which are named, or two of one name.
     """
     if match not in MATCHES:
-        raise ValueError(f"match={match!r} must be one of {', '.join(MATCHES)}; for example names")
+        raise UserError(f"match={match!r} must be one of {', '.join(MATCHES)}; for example names")
     if len({category["id"] for category in categories}) < len(categories):
-        raise ValueError(f"{name} has two categories of one id")
+        raise UserError(f"{name} has two categories of one id")
     if match == "order":
         if len(categories) != len(labels):
-            raise ValueError(
+            raise UserError(
                 f"{name} has {len(categories)} categories, but the model has {len(labels)} classes; give a model that "
                 "was trained on these categories"
             )
@@ -182,11 +182,11 @@ def match_categories(categories: Sequence[dict], labels: Sequence[str], match: s
     advice = "give a model that was trained on these categories, or --match order to pair them in the order of ids"
     for side, names in ((name, theirs), ("the model", ours)):
         if twice := sorted({one for one in names if names.count(one) > 1}):
-            raise ValueError(f"{side} has two categories called {twice[0]!r}; {advice}")
+            raise UserError(f"{side} has two categories called {twice[0]!r}; {advice}")
     wrong = [f"{one!r} is not among the model's" for one in theirs if one not in ours]
     wrong += [f"the model's {one!r} is not in the data set" for one in ours if one not in theirs]
     if wrong:
-        raise ValueError(f"{name}: {len(wrong)} categories do not match the model: {_named(wrong)}; {advice}")
+        raise UserError(f"{name}: {len(wrong)} categories do not match the model: {_named(wrong)}; {advice}")
     return {category["id"]: ours.index(one) for category, one in zip(categories, theirs, strict=True)}
 
 
@@ -204,7 +204,7 @@ def read_segments(path: Path, annotation: dict, classes: Mapping[Any, int]) -> t
     """
     pixels = read_map(path)
     if pixels.ndim != 3 or pixels.shape[-1] != 3 or pixels.dtype != np.uint8:
-        raise ValueError(f"{path} must be an RGB image, but its pixels have shape {pixels.shape} and {pixels.dtype}")
+        raise UserError(f"{path} must be an RGB image, but its pixels have shape {pixels.shape} and {pixels.dtype}")
     ids = torch.from_numpy(pixels.astype(np.int64) @ np.array([1, 256, 256**2]))
     codes = {}
     for number, segment in enumerate(annotation["segments_info"], start=1):
@@ -216,7 +216,7 @@ def read_segments(path: Path, annotation: dict, classes: Mapping[Any, int]) -> t
     ):
         if missing:
             count = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
-            raise ValueError(f"{path}: segment {missing[0]}{count} {place} {other}")
+            raise UserError(f"{path}: segment {missing[0]}{count} {place} {other}")
     return segment_map(ids, codes)
 
 
@@ -229,16 +229,16 @@ def _open_layout(
     index_name, image_names = layout.index.format(**names), [name.format(**names) for name in layout.images]
     expected = f"{index_name}, {Path(index_name).stem}/NAME.png and {image_names[0]}/NAME.jpg"
     if not root.is_dir():
-        raise ValueError(f"dataset folder {folder!r} does not exist; expected {expected}")
+        raise UserError(f"dataset folder {folder!r} does not exist; expected {expected}")
     path = _first(root, [index_name], "file", expected)
     if not path.with_suffix("").is_dir():
         packed = f"; unpack {path.with_suffix('.zip')}" if path.with_suffix(".zip").is_file() else ""
-        raise ValueError(f"{path.parent} has no folder {path.stem}{packed}; expected {expected}")
+        raise UserError(f"{path.parent} has no folder {path.stem}{packed}; expected {expected}")
     images = _first(root, image_names, "folder", expected)
     index = _read_index(path)
     classes = match_categories(index["categories"], labels, match, str(path))
     if problems := [said for one in index["annotations"] if (said := _check_segments(one, classes)) is not None]:
-        raise ValueError(f"{path} is wrong for {len(problems)} images: {_named(problems)}")
+        raise UserError(f"{path} is wrong for {len(problems)} images: {_named(problems)}")
     pairs = _pair_files(index, path, images)
 
     def read(pair: tuple[Path, Path, dict]) -> dict:
@@ -266,13 +266,13 @@ def _pair_files(index: dict, path: Path, images: Path) -> list[tuple[Path, Path,
     if len(known) < len(annotated):
         problems += [f"image {names[one]} has two annotations" for one in names if annotated.count(one) > 1]
     if problems:
-        raise ValueError(f"{path}: {_named(problems)}")
+        raise UserError(f"{path}: {_named(problems)}")
     entries = sorted(index["annotations"], key=lambda annotation: annotation["file_name"])
     pairs = [(images / names[e["image_id"]], path.with_suffix("") / e["file_name"], e) for e in entries]
     for number, what in ((0, "images"), (1, "PNG files of segments")):
         missing = [str(pair[number]) for pair in pairs if not pair[number].is_file()]
         if missing:
-            raise ValueError(f"{len(missing)} {what} that {path} names are missing: {_named(missing)}")
+            raise UserError(f"{len(missing)} {what} that {path} names are missing: {_named(missing)}")
     return pairs
 
 
@@ -311,5 +311,5 @@ def open_panoptic_dataset(
     if kind == "scenes":
         return _open_scenes(folder or "typical", split or "test", limit, seed, size, labels)
     if not colon or kind not in LAYOUTS:
-        raise ValueError(f"dataset {specification!r} is not known; use {SPECIFICATIONS}")
+        raise UserError(f"dataset {specification!r} is not known; use {SPECIFICATIONS}")
     return _open_layout(kind, folder, split, limit, labels, match)
