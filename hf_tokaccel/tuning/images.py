@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from ..checks import UserError
+from ..images import as_rgb
 
 _FORMS = (
     "tensors (3, height, width) or (B, 3, height, width) as the model reads them, dicts with pixel_values, or with a "
@@ -66,7 +67,12 @@ def _as_tensors(image: Any, processor: Any) -> list[Tensor]:
                 f"an image of type {type(image).__name__} needs a processor: give tune(..., processor="
                 "AutoImageProcessor.from_pretrained(...)), or tensors as the model reads them."
             )
-        image = image.convert("RGB") if isinstance(image, Image.Image) else image
+        if isinstance(image, np.ndarray) and image.dtype != np.uint8:
+            raise UserError(
+                f"an array of {image.dtype} is not valid: processors take values for 0 to 255, so give uint8, or "
+                "tensors as the model reads them."
+            )
+        image = as_rgb(image) if isinstance(image, Image.Image) else image
         return list(torch.as_tensor(processor(images=image, return_tensors="pt")["pixel_values"]).float())
     shape = f" of shape {tuple(image.shape)} and {image.dtype}" if isinstance(image, Tensor) else ""
     raise UserError(f"an image of type {type(image).__name__}{shape} is not valid: give {_FORMS}.")

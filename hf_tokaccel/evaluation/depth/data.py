@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from ...checks import UserError
-from ...images import read_image
+from ...images import as_rgb, read_image
 from ...measure.metrics.depth import DepthProtocol
 from ..datasets import (
     MappedSamples,
@@ -125,7 +125,7 @@ def _open_layout(kind: str, folder: str, limit: int | None) -> DepthDataset:
     layout = LAYOUTS[kind]
 
     def read(pair: tuple[Path, Path]) -> dict:
-        return {"image": read_image(pair[0]), "depth": read_depth(pair[1], layout.units_per_metre)}
+        return {"image": read_image(pair[0], upright=False), "depth": read_depth(pair[1], layout.units_per_metre)}
 
     pairs, _ = find_pairs(Path(folder), layout.rules, layout.expected, "depth maps")
     samples = MappedSamples(pairs, read, limit)
@@ -154,7 +154,7 @@ def _open_table(
                 "a metre, for example --depth-scale 1000 for millimetres"
             )
         depth = torch.from_numpy(values.astype(np.float32) / (depth_scale or 1))
-        return {"image": np.array(row[columns[0]].convert("RGB")), "depth": depth}
+        return {"image": np.array(as_rgb(row[columns[0]])), "depth": depth}
 
     samples = MappedSamples(range(len(table)), read, limit)
     return DepthDataset(f"{name} ({split})", samples, max_depth=max_depth or 80)

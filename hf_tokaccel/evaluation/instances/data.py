@@ -250,7 +250,9 @@ def _open_coco(given: str, split: str | None, limit: int | None, folder: str | N
     ordered, categories, has_masks = read_coco(path, images, limit)
 
     def read(entry: dict) -> dict:
-        image, name = read_image(entry["path"]), str(entry["path"])
+        image, name = read_image(entry["path"], upright=False), str(entry["path"])
+        if image.shape[:2] != entry["size"]:
+            image = read_image(entry["path"])  # Labelled as programs show it, turned as EXIF says.
         if image.shape[:2] != entry["size"]:
             height, width = entry["size"]
             raise UserError(

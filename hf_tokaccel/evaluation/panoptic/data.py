@@ -243,7 +243,8 @@ def _open_layout(
 
     def read(pair: tuple[Path, Path, dict]) -> dict:
         image, label, annotation = pair
-        return {"name": str(image), "image": read_image(image), "label": read_segments(label, annotation, classes)}
+        segments = read_segments(label, annotation, classes)
+        return {"name": str(image), "image": read_image(image, upright=False), "label": segments}
 
     things = [False] * len(labels)
     for category in index["categories"]:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from ...checks import UserError
-from ...images import read_image
+from ...images import as_rgb, read_image
 from ...measure.metrics.segmentation import IGNORED
 from ...scenes import CLASS_NAMES
 from ..datasets import (
@@ -219,7 +219,7 @@ def _open_layout(kind: str, folder: str, split: str | None, limit: int | None) -
 
     def read(pair: tuple[Path, Path]) -> dict:
         label = to_classes(read_map(pair[1]), rule.values, str(pair[1]))
-        return {"name": str(pair[0]), "image": read_image(pair[0]), "label": label}
+        return {"name": str(pair[0]), "image": read_image(pair[0], upright=False), "label": label}
 
     return SegmentationDataset(
         f"{kind}:{folder} ({split})",
@@ -256,7 +256,7 @@ def _open_table(
     def read(index: int) -> dict:
         row, where = read_row(table, index, name), f"in row {index} of {name}"
         label = to_classes(np.asarray(row[columns[1]]), classes, where)
-        return {"name": where, "image": np.array(row[columns[0]].convert("RGB")), "label": label}
+        return {"name": where, "image": np.array(as_rgb(row[columns[0]])), "label": label}
 
     samples = MappedSamples(range(len(table)), read, limit)
     said = ", ".join(str(value) for value in sorted({*ignored, *((0,) if first_ignored else ())})) or "none"

@@ -15,6 +15,7 @@ from torchvision.transforms.v2 import functional as V
 from ...checks import UserError
 from ...evaluation.datasets import check_columns, load_table, read_row
 from ...evaluation.options import TABLES
+from ...images import as_rgb
 from ...scenes import CLASS_NAMES, render_scenes
 
 BUILT_IN = ("digits", "scenes")
@@ -198,7 +199,7 @@ def _load_table(
 
 
 def _read_picture(table: Any, column: str, name: str, index: int) -> Tensor:
-    return V.pil_to_tensor(read_row(table, index, name)[column].convert("RGB"))
+    return V.pil_to_tensor(as_rgb(read_row(table, index, name)[column]))
 
 
 ORDER, IMAGE, STEP = 1, 2, 3  # what is drawn
