@@ -64,7 +64,7 @@ class EncodedDataset(Dataset):
         # An exception would lose its type and gain a traceback on its way out of a worker process.
         try:
             return self.task.encode(read()) | {"index": index}
-        except UserError as error:
+        except ValueError as error:  # Image processors have no type of their own for what they cannot take.
             return {"index": index, "error": str(error), "skippable": isinstance(error, UnreadableError)}
 
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +12,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...checks import UserError, first_line
+from ...checks import UserError, brief, is_int, is_number
 from ...images import read_image
 from ...measure.metrics.coco import load_coco_tools
+from ...results.files import read_json
 from ...scenes import CLASS_NAMES
 from ...scenes._classes import NUM_STUFF
+from ..annotations import LARGEST_SIDE, check_entries, is_file_name, is_id, is_side, is_text
 from ..datasets import MappedSamples, check_limit, open_scenes
 from .options import SPECIFICATIONS
 
+MARGIN = 4  # image sides that a coordinate may be away from the first pixel
+LONGEST_OUTLINE = 5_000_000  # pixels; pycocotools takes 40 bytes for each
 MAX_NAMED = 5  # wrong entries that an error message names
 # Released checkpoints name six of COCO's classes as Pascal VOC does.
 VOC_NAMES = {
@@ -84,7 +87,7 @@ def string_counts(text: str | bytes) -> list[int]:
     Raises:
         ValueError: It is no such string.
     """
-    text = text.encode() if isinstance(text, str) else text
+    text = text.encode(errors="surrogatepass") if isinstance(text, str) else text
     counts, value, shift = [], 0, 0
     for byte in text:
         group = byte - 48
@@ -92,6 +95,8 @@ def string_counts(text: str | bytes) -> list[int]:
             raise UserError(f"the character {chr(byte)!r} is not of a run-length encoding")
         value |= (group & 31) << shift
         shift += 5
+        if shift > 60:
+            raise UserError("the string has a number of more than 60 bits")
         if not group & 32:
             value -= (1 << shift) if group & 16 else 0
             counts.append(value + (counts[-2] if len(counts) > 2 else 0))
@@ -117,12 +122,13 @@ def check_mask(segmentation: Any, size: tuple[int, int]) -> dict:
             raise UserError("it has no polygon")
         for polygon in segmentation:
             whole = isinstance(polygon, list) and len(polygon) >= 6 and len(polygon) % 2 == 0
-            if not whole or not all(map(_is_number, polygon)):
+            if not whole or not all(map(is_number, polygon)):
                 raise UserError(f"a polygon must be at least 6 numbers x1, y1, x2, y2, ..., not {_brief(polygon)}")
+        _check_outlines(segmentation, size)
         return tools.merge(tools.frPyObjects(segmentation, *size))
     if not isinstance(segmentation, dict) or not {"size", "counts"} <= set(segmentation):
         raise UserError(f"it must be polygons, or have size and counts, not {_brief(segmentation)}")
-    if list(segmentation["size"]) != list(size):
+    if segmentation["size"] not in (list(size), tuple(size)):
         raise UserError(
             f"its run lengths are of {_brief(segmentation['size'])}, but its image has {list(size)} pixels"
         )
@@ -130,27 +136,40 @@ def check_mask(segmentation: Any, size: tuple[int, int]) -> dict:
     if not isinstance(counts, (str, bytes, list)):
         raise UserError(f"counts must be a list or a string, not {_brief(counts)}")
     counts = counts if isinstance(counts, list) else string_counts(counts)
-    if not all(isinstance(count, int) and count >= 0 for count in counts):
+    if not all(is_int(count) and count >= 0 for count in counts):
         raise UserError("a run length is not a whole number from 0")
     if sum(counts) != size[0] * size[1]:
         raise UserError(f"its run lengths cover {sum(counts)} pixels, but its image has {size[0] * size[1]}")
     return tools.frPyObjects({"size": list(size), "counts": counts}, *size)
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+def _is_place(value: Any) -> bool:
+    """Whether it is a number that a coordinate in pixels may be."""
+    return is_number(value) and abs(value) <= MARGIN * LARGEST_SIDE
 
 
-def _brief(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) < 60 else f"{text[:57]}..."
+def _check_outlines(polygons: list[list[float]], size: tuple[int, int]) -> None:
+    """Raises ValueError where pycocotools would walk along edges that leave its memory."""
+    length = 0.0
+    for polygon in polygons:
+        corners = np.array(polygon, dtype=np.float64).reshape(-1, 2)
+        # A pixel or two outside is common; edges that cross the image several times over are a mistake.
+        if (np.abs(corners) > MARGIN * max(size)).any():
+            worst = float(corners.flat[np.abs(corners).argmax()])
+            raise UserError(f"a polygon has the coordinate {worst:g}, far outside of its image of {list(size)} pixels")
+        length += np.abs(corners - np.roll(corners, 1, axis=0)).max(axis=1).sum()
+    if length > LONGEST_OUTLINE:
+        raise UserError(f"its polygons are {length:.0f} pixels long, and {LONGEST_OUTLINE} are the most")
+
+
+_brief = partial(brief, length=60)
 
 
 def _check_annotation(annotation: Any, images: Mapping, categories: Mapping) -> dict:
     """An entry of a COCO file as `_annotation` gives it; ValueError says what is wrong with it."""
     for key, known, what in (("image_id", images, "image"), ("category_id", categories, "category")):
-        if annotation.get(key) not in known:
-            raise UserError(f"{key} {annotation.get(key)!r} is no {what} of the file")
+        if annotation[key] not in known:
+            raise UserError(f"{key} {annotation[key]!r} is no {what} of the file")
     image = images[annotation["image_id"]]
     size = image["height"], image["width"]
     mask = annotation.get("segmentation")
@@ -160,12 +179,12 @@ def _check_annotation(annotation: Any, images: Mapping, categories: Mapping) -> 
         raise UserError("it has neither bbox nor segmentation")
     if box is None:
         box = load_coco_tools().toBbox(mask).tolist()
-    if not isinstance(box, list) or len(box) != 4 or not all(map(_is_number, box)) or min(box[2:]) < 0:
+    if not isinstance(box, list) or len(box) != 4 or not all(map(_is_place, box)) or min(box[2:]) < 0:
         raise UserError(f"bbox must be [x, y, width, height] in pixels, not {_brief(box)}")
     area = annotation.get("area")
     if area is None:
         area = box[2] * box[3] if mask is None else float(load_coco_tools().area(mask))
-    elif not _is_number(area) or area < 0:
+    elif not is_number(area) or area < 0:
         raise UserError(f"area must be a number from 0, not {_brief(area)}")
     crowd = annotation.get("iscrowd", 0)
     if crowd not in (0, 1):
@@ -173,13 +192,11 @@ def _check_annotation(annotation: Any, images: Mapping, categories: Mapping) -> 
     return _annotation(annotation["category_id"], box, mask, area, bool(crowd))
 
 
-def _by_id(content: dict, key: str, needed: Mapping[str, type], path: Path) -> dict:
+def _by_id(content: dict, key: str, needed: Mapping[str, Callable[[Any], bool]], path: Path) -> dict:
     """Entries of a list of a COCO file by their ids."""
+    check_entries(content[key], key, needed, path)
     found: dict = {}
     for entry in content[key]:
-        wrong = [name for name, kind in needed.items() if not isinstance(entry.get(name), kind)]
-        if wrong:
-            raise UserError(f"{path}: {key} have an entry without a valid {wrong[0]}: {_brief(entry)}")
         if entry["id"] in found:
             raise UserError(f"{path}: {key} have the id {entry['id']} twice")
         found[entry["id"]] = entry
@@ -194,15 +211,14 @@ def read_coco(path: Path, folder: Path, limit: int | None) -> tuple[list[dict], 
     Raises:
         ValueError: It is no such file, or has wrong entries or missing images; the first few are named.
     """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"annotation file {path} cannot be read ({first_line(error)})") from error
+    content = read_json(path, "annotation file")
     lists = ("images", "annotations", "categories")
     if not isinstance(content, dict) or not all(isinstance(content.get(key), list) for key in lists):
         raise UserError(f"annotation file {path} must have the lists {', '.join(lists)}, as COCO's instance files do")
-    images = _by_id(content, "images", {"id": (int, str), "file_name": str, "height": int, "width": int}, path)
-    categories = _by_id(content, "categories", {"id": int, "name": str}, path)
+    needed = {"id": is_id, "file_name": is_file_name, "height": is_side, "width": is_side}
+    images = _by_id(content, "images", needed, path)
+    categories = _by_id(content, "categories", {"id": is_int, "name": is_text}, path)
+    check_entries(content["annotations"], "annotations", {"image_id": is_id, "category_id": is_int}, path)
     missing = [image["file_name"] for image in images.values() if not (folder / image["file_name"]).is_file()]
     if missing:
         raise UserError(
@@ -213,10 +229,10 @@ def read_coco(path: Path, folder: Path, limit: int | None) -> tuple[list[dict], 
     wrong = []
     for annotation in content["annotations"]:
         try:
-            found[annotation["image_id"]].append(_check_annotation(annotation, images, categories))
-        except (KeyError, ValueError) as error:
-            reason = f"image_id {error} is no image of the file" if isinstance(error, KeyError) else error
-            wrong.append(f"annotation {annotation.get('id')}: {reason}")
+            checked = _check_annotation(annotation, images, categories)
+            found[annotation["image_id"]].append(checked)
+        except UserError as error:
+            wrong.append(f"annotation {brief(annotation.get('id'), 60)}: {error}")
     if wrong:
         more = f"; and {len(wrong) - MAX_NAMED} more" if len(wrong) > MAX_NAMED else ""
         raise UserError(f"{path} has {len(wrong)} wrong annotations: {'; '.join(wrong[:MAX_NAMED])}{more}; repair it")

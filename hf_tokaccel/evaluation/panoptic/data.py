@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,11 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...checks import UserError, first_line
+from ...checks import UserError, brief, is_int
 from ...images import read_image
 from ...measure.metrics.panoptic import CROWD, STEP, code, segment_map
+from ...results.files import read_json
 from ...scenes import CLASS_NAMES
 from ...scenes._classes import NUM_STUFF
+from ..annotations import check_entries, is_file_name, is_id, is_text
 from ..datasets import MappedSamples, check_limit, open_scenes, read_map
 from .options import MATCHES, SPECIFICATIONS
 
@@ -114,23 +115,17 @@ def _read_index(path: Path) -> dict:
     Raises:
         ValueError: It is no JSON, or lacks something.
     """
-    try:
-        index = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read as JSON ({first_line(error)}); unpack it again") from error
+    index = read_json(path, "annotation file", "; unpack it again")
     fields = {
-        "categories": ("id", "name", "isthing"),
-        "images": ("id", "file_name"),
-        "annotations": ("image_id", "file_name", "segments_info"),
+        "categories": {"id": is_int, "name": is_text, "isthing": (0, 1).__contains__},
+        "images": {"id": is_id, "file_name": is_file_name},
+        "annotations": {"image_id": is_id, "file_name": is_file_name, "segments_info": lambda value: True},
     }
-    for part, names in fields.items():
+    for part, needed in fields.items():
         entries = index.get(part) if isinstance(index, dict) else None
         if not isinstance(entries, list) or not entries:
             raise UserError(f"{path} has no list of {part!r}; give a panoptic file, not one of instances or captions")
-        for number, entry in enumerate(entries):
-            lacking = [name for name in names if not isinstance(entry, dict) or name not in entry]
-            if lacking:
-                raise UserError(f"{path}: entry {number} of {part!r} has no {lacking[0]!r}")
+        check_entries(entries, part, needed, path)
     return index
 
 
@@ -142,12 +137,12 @@ def _check_segments(annotation: dict, categories: Mapping[Any, int]) -> str | No
     ids = set()
     for segment in segments:
         number, category = segment["id"], segment.get("category_id")
-        if not isinstance(number, int) or not 1 <= number <= _LARGEST_ID:
-            return f"{where} segment id {number!r} must be from 1 to {_LARGEST_ID}"
+        if not is_int(number) or not 1 <= number <= _LARGEST_ID:
+            return f"{where} segment id {brief(number)} must be from 1 to {_LARGEST_ID}"
         if number in ids:
             return f"{where} segment {number} occurs twice"
-        if category not in categories:
-            return f"{where} segment {number} is of category {category!r}, which is not in 'categories'"
+        if not is_int(category) or category not in categories:
+            return f"{where} segment {number} is of category {brief(category)}, which is not in 'categories'"
         ids.add(number)
     return None
 

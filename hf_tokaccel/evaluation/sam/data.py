@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,8 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...checks import UserError, first_line
+from ...checks import UserError
 from ...images import open_photographs, read_image
+from ...results.files import read_json
 from ..datasets import MappedSamples, check_limit
 from .options import EXAMPLE, SPECIFICATIONS
 
@@ -76,7 +76,7 @@ class Prompts:
             for place in places.tolist():
                 corners = np.reshape(place, (-1, 2))
                 ordered = what == "point" or (place[0] < place[2] and place[1] < place[3])
-                if not ordered or (corners < 0).any() or (corners > (width, height)).any():
+                if not ordered or not ((corners >= 0) & (corners <= (width, height))).all():  # also NaN
                     raise UserError(
                         f"{what} {place} of image {name} must lie on its {width}x{height} pixels (width x height), "
                         f"for example {[width // 4, height // 4, width // 2, height // 2][: len(place)]}"
@@ -96,10 +96,7 @@ def read_prompts(path: str | Path, names: Sequence[str]) -> dict[str, Prompts]:
     Raises:
         ValueError: It cannot be read, has prompts of other images or of other forms, or lacks those of an image.
     """
-    try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"prompt file {path} cannot be read ({first_line(error)}); expected {EXAMPLE}") from error
+    content = read_json(path, "prompt file", f"; expected {EXAMPLE}")
     if not isinstance(content, dict):
         raise UserError(f"prompt file {path} must be an object with an entry per image, such as {EXAMPLE}")
     unknown, missing = sorted(set(content) - set(names)), [name for name in names if name not in content]
@@ -117,7 +114,7 @@ def _prompts(entry: Mapping, where: str) -> Prompts:
     for name, length in known.items():
         try:
             tensors[name] = torch.tensor(entry.get(name, []), dtype=torch.float32).reshape(-1, length)
-        except (TypeError, ValueError, RuntimeError) as error:
+        except (TypeError, ValueError, RuntimeError, OverflowError) as error:
             raise UserError(f"{name} of {where} must be lists of {length} numbers; expected {EXAMPLE}") from error
     prompts = Prompts(**tensors)
     if not len(prompts):
