@@ -8,6 +8,7 @@ from decimal import Context, Decimal
 from pathlib import Path
 from typing import Any
 
+from ..atomic import write_text
 from ..checks import UserError, first_line
 
 WIDTH = 119
@@ -41,7 +42,7 @@ def write_json(path: str | Path, values: Any, *, exact: bool = False) -> None:
         values: of plain data.
         exact: keeps all digits, for what is read back and compared.
     """
-    Path(path).write_text(_text(_plain(values, exact), "") + "\n", encoding="utf-8")
+    write_text(path, _text(_plain(values, exact), "") + "\n")
 
 
 def _plain(value: Any, exact: bool) -> Any:

@@ -181,10 +181,7 @@ class Run(Loop):
     def _stored(self) -> dict[str, Any] | None:
         """What the checkpoint says of its run, when that is to be resumed."""
         if not self.settings.resume:
-            if (self.work / "checkpoint").is_dir():
-                raise UserError(
-                    f"{self.work} holds a checkpoint: add --resume to continue it, or choose another --work"
-                )
+            self.check_new()
             return None
         stored = self.stored()
         now, then = self.known["identity"], stored["identity"]
