@@ -123,3 +123,8 @@ def first_line(error: Exception) -> str:
     """What an error says first, without the advice on further lines."""
     text = str(error).strip()
     return text.splitlines()[0].rstrip(".") if text else type(error).__name__
+
+
+def said_by(error: Exception) -> str:
+    """What an error of another library says: some say no more than a key, so with its type."""
+    return first_line(error) if isinstance(error, UserError) else f"{type(error).__name__}: {first_line(error)}"

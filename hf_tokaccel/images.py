@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 
-from .checks import UserError, as_pair, first_line
+from .checks import UserError, as_pair, brief, first_line
 
 
 class UnreadableError(UserError):
@@ -151,9 +151,9 @@ def parse_size(text: str | None) -> tuple[int, int] | None:
     """
     if text is None:
         return None
-    match = re.fullmatch(r"([1-9]\d*)(?:x([1-9]\d*))?", text.strip())
+    match = re.fullmatch(r"([1-9]\d{0,8})(?:x([1-9]\d{0,8}))?", text.strip())
     if match is None:
-        raise UserError(f"size {text!r} must be HEIGHTxWIDTH or one side in pixels, for example 480x640")
+        raise UserError(f"size {brief(text)} must be HEIGHTxWIDTH or one side in pixels, for example 480x640")
     height, width = match.groups()
     return int(height), int(width or height)
 

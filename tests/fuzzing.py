@@ -20,7 +20,7 @@ def places(value, path=()):
         yield from places(entry, (*path, key))
 
 
-def mutations(value, count, seed=0):
+def mutations(value, count, seed=0, hostile=HOSTILE):
     """That many copies of a value of JSON, each with a hostile value, or nothing, at one place or at two."""
     draw = random.Random(seed)
     paths = [path for path in places(value) if path]
@@ -34,7 +34,7 @@ def mutations(value, count, seed=0):
                 if draw.random() < 0.1:
                     del owner[path[-1]]
                 else:
-                    owner[path[-1]] = copy.deepcopy(draw.choice(HOSTILE))
+                    owner[path[-1]] = copy.deepcopy(draw.choice(hostile))
             except (KeyError, IndexError, TypeError):
                 pass  # The first change took away the place of the second.
         yield changed

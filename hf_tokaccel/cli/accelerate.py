@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..checks import UserError
+from ..checks import UserError, brief
 from .frame import AsJson, Overwrite, app, check_output_folder, console, print_json, user_errors
 
 if TYPE_CHECKING:
@@ -51,6 +52,7 @@ def accelerate(
     hf_tokaccel accelerate facebook/sam-vit-huge --out fast --accel cluster_after=6,cluster_grid=9x9,iterations=5
     """
     from ..auto import accelerate as accelerate_model
+    from ..auto import accelerate_config
     from ..checkpoint import load_checkpoint
     from ..hub.card import setting_of
     from ..hub.files import write_card
@@ -65,6 +67,7 @@ def accelerate(
     setting = setting or Recommended()
     if isinstance(setting, Recommended):
         config = checkpoint.model.config
+        accelerate_config(config, None)  # Whether it is supported is asked before its size is.
         setting = setting.resolve(config, size or default_size(config, checkpoint.processor, "--image-size"))
     fast = accelerate_model(checkpoint.model, setting, size)
     fast.save_pretrained(out)
@@ -110,10 +113,10 @@ def read_setting(accel: str | None, cluster_after: int | None, cluster_grid: str
 
 def read_size(text: str, option: str) -> tuple[int, int]:
     """(height, width) from "HxW" or one side of a square."""
-    sides = text.lower().split("x")
-    if len(sides) > 2 or not all(side.isdigit() for side in sides):
-        raise UserError(f"{option} {text!r} must be HEIGHTxWIDTH or one number, for example 16x16")
-    return int(sides[0]), int(sides[-1])
+    sides = re.fullmatch(r"(\d{1,9})(?:x(\d{1,9}))?", text.lower())
+    if sides is None:
+        raise UserError(f"{option} {brief(text)} must be HEIGHTxWIDTH or one number, for example 16x16")
+    return int(sides[1]), int(sides[2] or sides[1])
 
 
 def license_of(checkpoint: Checkpoint) -> str | None:

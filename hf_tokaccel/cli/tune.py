@@ -62,6 +62,7 @@ def tune(
         raise UserError("give exactly one of --speedup, --agreement and --gflops, for example --gflops 0.6")
     paths = None if images is None else _files(images)
 
+    from ..auto import accelerate_config
     from ..bench.subject import parse_device
     from ..checkpoint import load_checkpoint
     from ..images import as_images, default_size, parse_size
@@ -70,6 +71,7 @@ def tune(
 
     target, sides = parse_device(device), parse_size(size)
     checkpoint = load_checkpoint(model)
+    accelerate_config(checkpoint.model.config, None)  # Whether it is supported is asked before its size is.
     sides = sides or default_size(checkpoint.model.config, checkpoint.processor)
     pixel_values = as_images(_pictures(paths, sides, max_images, seed), sides, checkpoint.processor)
     with console.status("measuring the dense model") as status:

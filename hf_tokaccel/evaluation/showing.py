@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ..checks import UserError
+from ..checks import UserError, brief
 from ..images import read_image
 from ..measure.flops import count_gflops
 from ..measure.variant import Variant
@@ -94,8 +95,8 @@ def open_sample(image: str, loaded: Loaded) -> dict:
     """
     kind, _, number = image.partition(":")
     if kind == SCENE and not Path(image).exists():
-        if number and not number.isdigit():
-            raise UserError(f"{image!r} must be scene or scene:NUMBER, for example scene:7")
+        if number and not re.fullmatch(r"\d{1,9}", number):
+            raise UserError(f"{brief(image)} must be scene or scene:NUMBER, for example scene:7")
         return _scene(int(number or 0), loaded)
     path = Path(image)
     if path.is_file():

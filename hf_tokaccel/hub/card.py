@@ -169,7 +169,7 @@ def read_result(result: Result | str | Path) -> Result:
         return Result.load(result)
     except OSError as error:
         raise UserError(f"results {result} cannot be read ({error.strerror}); {_HOW}") from error
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, RecursionError, KeyError, IndexError, TypeError, AttributeError) as error:
         raise UserError(f"{result} is not the {RESULT_NAME} of an evaluation ({error!r}); {_HOW}") from error
 
 
@@ -228,7 +228,7 @@ def _same_setting(row: Row, owner: PreTrainedConfig) -> bool:
 
 def auto_class_of(config: PreTrainedConfig) -> str:
     """Name of the Auto class that loads the class which config.json names."""
-    names = set(config.architectures or ())
+    names = set(architectures_of(config))
     found = {
         auto.__name__
         for auto, classes in auto_models_of(type(config)).items()
@@ -239,7 +239,13 @@ def auto_class_of(config: PreTrainedConfig) -> str:
 
 
 def _architecture(config: PreTrainedConfig) -> str:
-    return (config.architectures or [type(config).__name__])[0]
+    return (architectures_of(config) or [type(config).__name__])[0]
+
+
+def architectures_of(config: PreTrainedConfig) -> list[str]:
+    """The classes that config.json names; anything may stand there."""
+    names = config.architectures
+    return [name for name in names if isinstance(name, str)] if isinstance(names, (list, tuple)) else []
 
 
 def _setting_text(accel: dict) -> str:

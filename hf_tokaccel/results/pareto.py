@@ -140,7 +140,9 @@ def load_plot(path: str | Path) -> Plot:
             return plot_of_result(Result.from_dict(values))
         if "agreement" in values["rows"][0]:
             return plot_of_bench(values)
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, IndexError, TypeError, AttributeError) as error:
+    except UserError:
+        raise
+    except (ValueError, RecursionError, KeyError, IndexError, TypeError, AttributeError) as error:
         raise UserError(_not_ours(path)) from error
     raise UserError(_not_ours(path))
 

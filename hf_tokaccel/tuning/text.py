@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from typing import Any
 
 from transformers import PreTrainedConfig
 
-from ..checks import UserError
+from ..checks import UserError, brief, first_line
 from ..settings.clustering import TokenClusteringConfig
 from .recommended import SPEEDUP, Recommended
 from .released import released
@@ -54,17 +55,19 @@ def _parse_values(text: str, example: str) -> dict[str, Any]:
     if text.lstrip().startswith("{"):
         try:
             values = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise UserError(f"accel {text!r} is not JSON ({error}); {example}") from error
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"accel {brief(text)} is not JSON ({first_line(error)}); {example}") from error
     else:
         values = {}
         for part in filter(None, (p.strip() for p in text.split(","))):
             key, equals, value = (p.strip() for p in part.partition("="))
             if not equals or not key or not value or key in values:
-                raise UserError(f"accel {text!r} has {part!r} where one key=value each is expected; {example}")
+                raise UserError(
+                    f"accel {brief(text)} has {brief(part)} where one key=value each is expected; {example}"
+                )
             values[key] = _parse_value(value)
         if not values:
-            raise UserError(f"accel {text!r} is empty; {example}")
+            raise UserError(f"accel {brief(text)} is empty; {example}")
     return values
 
 
@@ -87,9 +90,8 @@ def parse_accels(texts: Sequence[str]) -> list[TokenClusteringConfig | Recommend
 
 
 def _parse_value(text: str):
-    height, x, width = text.partition("x")
-    if x and height.isdigit() and width.isdigit():
-        return int(height), int(width)
+    if pair := re.fullmatch(r"(\d{1,9})x(\d{1,9})", text):
+        return int(pair[1]), int(pair[2])
     for read in (int, float):
         try:
             return read(text)
