@@ -65,7 +65,9 @@ def is_number(value: Any) -> bool:
 
 
 def as_plain(value: Any) -> Any:
-    """Python's number for one of NumPy, which JSON would not take; all else as it is."""
+    """Python's numbers for those of NumPy, which JSON would not take, also in a list; all else as it is."""
+    if isinstance(value, (list, tuple)):
+        return type(value)(map(as_plain, value))
     if isinstance(value, (int, float)) or not isinstance(value, Real):
         return value
     return int(value) if isinstance(value, Integral) else float(value)
@@ -75,17 +77,16 @@ def as_pair(value: Any) -> Any:
     """(height, width) of a side, which means a square, or of a list, which comes from JSON; all else as it is."""
     if is_int(value):
         return (as_plain(value), as_plain(value))
-    return tuple(map(as_plain, value)) if isinstance(value, (list, tuple)) else value
+    return tuple(as_plain(value)) if isinstance(value, (list, tuple)) else value
 
 
 # What both the settings and the functions of `clustering` take: each refuses a bad value in the same words.
 
 
-def check_grid(name: str, value: Any, example: tuple[int, int] = (16, 16), *, optional: bool = False) -> None:
+def check_grid(name: str, value: Any, example: tuple[int, int] = (16, 16)) -> None:
     """Raises ValueError unless it is a pair of sides."""
     valid = isinstance(value, tuple) and len(value) == 2 and all(is_count(side) for side in value)
-    allowed = "None, " * optional + "two positive numbers (h, w), or one for a square"
-    require(valid or (optional and value is None), name, value, allowed, example)
+    require(valid, name, value, "two positive numbers (h, w), or one for a square", example)
 
 
 def check_iterations(value: Any) -> None:
