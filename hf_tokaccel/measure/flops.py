@@ -102,10 +102,10 @@ def gflops_of_shape(model: nn.Module, size: tuple[int, int]) -> float:
     with suppress(Exception):
         fake = FakeTensorMode(allow_non_fake_inputs=True)
         tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-        device = next(iter(tensors.values())).device
+        parameter = next(model.parameters())
         with fake:
             shapes = {name: fake.from_tensor(tensor) for name, tensor in tensors.items()}
-            images = torch.empty(1, 3, *size, device=device)
+            images = torch.empty(1, 3, *size, device=parameter.device, dtype=parameter.dtype)
             return count_gflops(lambda x: functional_call(model, shapes, kwargs={"pixel_values": x}), images)
     _forget(model)
     parameter = next(model.parameters())
