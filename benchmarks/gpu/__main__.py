@@ -21,16 +21,11 @@ import time
 from functools import partial
 from pathlib import Path
 
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
-# One place for all processes, so that what one of them compiles is compiled for the others.
-os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(Path(tempfile.gettempdir()) / "hf_tokaccel-inductor"))
-os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "4")
-
 import torch
 
 from benchmarks.common import RESULTS
 from benchmarks.gpu import about, attention, clustering, models, parity
-from benchmarks.gpu.steps import Steps
+from benchmarks.gpu.steps import Steps, forget
 from benchmarks.gpu.timing import EFFORT
 from benchmarks.workloads import PLACES, TINY_PLACES
 
@@ -71,7 +66,7 @@ class Plan:
         for family in self.families:
             run(f"parity {family}", partial(parity.check_family, family, device), 20, 25)
         if device.type != "cuda":
-            self.work()
+            self.work()  # no process is beside this one
 
     def alone(self) -> None:
         """Attention and the method by themselves."""
@@ -99,6 +94,8 @@ class Plan:
             for row in self.compiled_rows:
                 self.steps.run(f"compile {name}, {row}", partial(rows.add, row), 40, 90)
             self.steps.run(f"compiled {name}", rows.times, 5, 30)
+            del rows
+            forget()
 
     def compiled_method(self) -> None:
         for batch in self.batches:
@@ -130,26 +127,29 @@ class Plan:
             place = self.places[what]
             title = f"kernels of the compiled method {what}"
             self.steps.run(title, partial(clustering.compiled_kernels, place, self.device), 10, 200)
-            self.steps.run(f"compile ahead {name}", partial(self._method_ahead, what, self.batches[1]), 10, 200)
+            ahead = partial(clustering.compile_ahead, place, self.batches[1], self.device)
+            self.steps.run(f"compile ahead {name}", ahead, 10, 200)
         else:
             batch, mode, row = what.split(" ", 2)
             rows = models.Compiled(self.cases[self.compiled_case], int(batch), mode, self.device)
             self.steps.run(f"compile ahead {name}", partial(rows.add, row), 10, 200)
 
-    def _method_ahead(self, name: str, batch: int) -> list[str]:
-        return list(clustering.compiled(self.places[name], batch, self.device))
-
     def work(self) -> None:
         """Kernels and GFLOPs."""
-        for name, place in self.places.items():
+        for name, place in self.places.items() if self.device.type == "cuda" else ():
             self.steps.run(f"kernels of the method {name}", partial(clustering.kernels, place, self.device), 10, 60)
         for name, case in self.cases.items():
             self.steps.run(f"work of the model {name}", partial(models.work, case, self.device), 10, 60)
 
 
+def share_what_is_compiled() -> None:
+    """One place for all processes, so that what one of them compiles is compiled for the others."""
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(Path(tempfile.gettempdir()) / "hf_tokaccel-inductor"))
+
+
 def start_sides(plan: Plan, ends: float) -> list[subprocess.Popen]:
     """Processes that write lines of their own into the same file."""
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "TORCHINDUCTOR_COMPILE_THREADS": "4"}
     base = [sys.executable, "-m", "benchmarks.gpu", *sys.argv[1:], f"--ends={ends}"]
     return [subprocess.Popen([*base, f"--side={name}"], env=environment) for name in plan.sides()]
 
@@ -186,6 +186,8 @@ def main() -> None:
         path.unlink(missing_ok=True)
     if args.quick:
         EFFORT.warm_up = EFFORT.alone = EFFORT.in_a_row = 0.01
+    if device.type == "cuda":
+        share_what_is_compiled()
     gc.freeze()  # no search for garbage need look through what imports have made
     steps = Steps(path, ends, device, tuple(args.only))
     plan = Plan(steps, args.quick)
@@ -195,9 +197,12 @@ def main() -> None:
     if args.ends is None:
         steps.run("environment", partial(about.environment, device, args.commit), 0, 30)
     # Only the first process has others beside it, not one that goes on after an error.
-    sides = start_sides(plan, ends) if args.ends is None and device.type == "cuda" and not args.only else []
+    quiet = ends - (1 - SIDE_ENDS) * args.seconds
+    sides = start_sides(plan, quiet) if args.ends is None and device.type == "cuda" and not args.only else []
     plan.first()
-    wait_for(sides, ends - (1 - SIDE_ENDS) * args.seconds)
+    wait_for(sides, quiet)
+    if args.ends is not None:
+        time.sleep(max(quiet - time.time(), 0))  # those of the process before this one end by then
     plan.all()
     print(f"{path}: {time.time() - (ends - args.seconds):.0f} s")
 

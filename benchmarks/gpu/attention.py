@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from benchmarks.gpu.clustering import with_graphs
+from benchmarks.gpu.timing import refused, with_graphs
 from hf_tokaccel.functional import append_sizes, size_bias
 
 BACKENDS = {
@@ -60,7 +60,7 @@ def times(images: int, heads: int, keys: int, device: torch.device) -> dict[str,
             try:
                 output = call()
             except RuntimeError as error:
-                found[f"{kernel}, {form}"] = {"error": str(error).split("\n")[0][:200]}
+                found[f"{kernel}, {form}"] = refused(error)
                 continue
             calls[f"{kernel}, {form}"] = call
             if form != "no sizes":

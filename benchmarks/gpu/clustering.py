@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -11,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.gpu.parity import tf32
-from benchmarks.gpu.timing import Call, count_kernels, graph_times, timed
+from benchmarks.gpu.timing import Call, count_kernels, usable, with_graphs
 from benchmarks.workloads import Clustering
 from hf_tokaccel.functional import (
     average_tokens,
@@ -109,39 +108,36 @@ def times(place: Clustering, images: int, device: torch.device) -> dict[str, dic
     return with_graphs(calls, device)
 
 
-def with_graphs(calls: dict[str, Call], device: torch.device) -> dict[str, Any]:
-    """`timed`, with the graph's time and memory of each, or why there is no graph."""
-    found: dict[str, Any] = timed(calls, device)
-    for name, call in calls.items():
-        try:
-            found[name] |= graph_times(call, device)
-        except (RuntimeError, ValueError) as error:
-            found[name]["no_graph"] = f"{type(error).__name__}: {error}"[:200]
-    return found
-
-
 def kernels(place: Clustering, device: torch.device) -> dict[str, Any]:
     """Of one image, by form."""
-    return {name: count_kernels(call, device) for name, call in calls_of(place, 1, device).items()}
+    return _counts(calls_of(place, 1, device), device)
+
+
+def _counts(calls: dict[str, Call], device: torch.device) -> dict[str, Any]:
+    calls, found = usable(calls)
+    return found | {name: count_kernels(call, device) for name, call in calls.items()}
 
 
 def compiled(place: Clustering, images: int, device: torch.device) -> dict[str, Call]:
-    """The forms compiled, and called once."""
+    """The forms, each compiled when it is first called."""
     backend = "inductor" if device.type == "cuda" else "eager"
     x = place.tokens(images).to(device, torch.bfloat16)
-    found: dict[str, Callable] = {}
-    for name, function in place.functions().items():
-        call = partial(compile_model(function, backend), x)
-        with torch.inference_mode():
-            call()
-        found[name] = call
-    return found
+    return {name: partial(compile_model(function, backend), x) for name, function in place.functions().items()}
 
 
+@torch.inference_mode()
 def compiled_times(place: Clustering, images: int, device: torch.device) -> dict[str, Any]:
+    """By form: as `times`, compiled."""
     return with_graphs(compiled(place, images, device), device)
 
 
+@torch.inference_mode()
 def compiled_kernels(place: Clustering, device: torch.device) -> dict[str, Any]:
     """Of one image, by form, compiled."""
-    return {name: count_kernels(call, device) for name, call in compiled(place, 1, device).items()}
+    return _counts(compiled(place, 1, device), device)
+
+
+@torch.inference_mode()
+def compile_ahead(place: Clustering, images: int, device: torch.device) -> dict[str, Any]:
+    """What does not compile, and why."""
+    return usable(compiled(place, images, device))[1]

@@ -13,7 +13,7 @@ from torch import nn
 
 import hf_tokaccel as ta
 from benchmarks.gpu.parity import testers
-from benchmarks.gpu.timing import Call, count_kernels, graph_times, timed
+from benchmarks.gpu.timing import Call, count_kernels, graph_or_reason, refused, timed
 from hf_tokaccel.bench.architectures import ARCHITECTURES
 from hf_tokaccel.bench.modes import Mode
 from hf_tokaccel.measure.compilation import compile_model
@@ -112,7 +112,7 @@ def variants(case: Case, model: nn.Module) -> tuple[dict[str, nn.Module], dict[s
         try:
             found[name] = model if setting is None else ta.accelerate(model, setting)
         except (TypeError, ValueError) as error:
-            errors[name] = {"error": f"{type(error).__name__}: {error}"[:300]}
+            errors[name] = refused(error)
     return found, errors
 
 
@@ -131,15 +131,15 @@ def times(case: Case, batch: int, device: torch.device, model: nn.Module | None 
         try:
             peak = peak_memory(call, device)  # the first call loads kernels, and takes what they need
             rows[name] = {"peak_bytes": peak if device.type == "cpu" else peak_memory(call, device)}
-        except (RuntimeError, TypeError, ValueError) as error:
-            rows[name] = {"error": f"{type(error).__name__}: {error}"[:300]}
+        except Exception as error:
+            rows[name] = refused(error)
             calls.pop(name)
     for name, row in timed(calls, device).items():
         rows[name] |= row | {"images_per_second": 1e3 * batch / row["row_ms"]}
     for name, call in calls.items():
         rows[name] |= _method(models[name], call, device)
         if batch == 1:
-            rows[name] |= _graph(call, device)
+            rows[name] |= graph_or_reason(call, device)
     return {"rows": rows, "settings": case.rows(), "size": case.size, "smaller": case.smaller}
 
 
@@ -151,16 +151,10 @@ def _method(model: nn.Module, call: Call, device: torch.device) -> dict[str, flo
         alone = MethodAlone(model, call)
         return {"method_row_ms": timed({"method": alone}, device)["method"]["row_ms"]} if alone.ran else {}
     except Exception as error:
-        return {"no_method": f"{type(error).__name__}: {error}"[:200]}
+        return {"no_method": refused(error)["error"]}
 
 
-def _graph(call: Call, device: torch.device) -> dict[str, Any]:
-    try:
-        return graph_times(call, device)
-    except (RuntimeError, ValueError) as error:
-        return {"no_graph": f"{type(error).__name__}: {error}"[:200]}
-
-
+@torch.inference_mode()
 def work(case: Case, device: torch.device) -> dict[str, Any]:
     """Kernels and GFLOPs of a forward pass on one image, by row."""
     model = build(case, device)
@@ -169,10 +163,13 @@ def work(case: Case, device: torch.device) -> dict[str, Any]:
     if case.smaller is not None:
         models["smaller image"], sizes["smaller image"] = model, case.smaller
     for name, variant in models.items():
-        rows[name] = {"gflops": gflops_of_shape(variant, sizes[name])}
         images = torch.randn(1, 3, *sizes[name], device=device, dtype=torch.bfloat16)
-        if device.type == "cuda":
-            rows[name] |= count_kernels(partial(variant, pixel_values=images), device)
+        try:
+            rows[name] = {"gflops": gflops_of_shape(variant, sizes[name])}
+            if device.type == "cuda":
+                rows[name] |= count_kernels(partial(variant, pixel_values=images), device)
+        except Exception as error:
+            rows[name] = refused(error)
     return rows
 
 

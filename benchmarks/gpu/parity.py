@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 import hf_tokaccel as ta
 from benchmarks.common import ROOT
+from benchmarks.gpu.timing import refused
 
 LIMIT = 1e-4  # of the largest output, in float32 without TF32
 # What a run out of time should not miss comes first.
@@ -102,7 +103,7 @@ def compare(tester: type, model: nn.Module, device: torch.device) -> dict[str, A
             with tf32(mode == "float32 with TF32"), around:
                 first, second = it.run(run, x), it.run(run, x)
         except Exception as error:  # of Transformers' own Swin in MaskFormer, in bfloat16
-            found["errors"][mode] = f"{type(error).__name__}: {error}"[:300]
+            found["errors"][mode] = refused(error)["error"]
             continue
         found["difference"][mode] = difference(first, expected)
         # What is not a number does not equal itself, and would be no news twice.
@@ -120,5 +121,5 @@ def check_family(family: str, device: torch.device) -> dict[str, Any]:
             try:
                 found[f"{name.removeprefix('Test')} {form}"] = compare(tester, make(), device)
             except Exception as error:
-                found[f"{name.removeprefix('Test')} {form}"] = {"error": f"{type(error).__name__}: {error}"[:300]}
+                found[f"{name.removeprefix('Test')} {form}"] = refused(error)
     return found

@@ -29,7 +29,7 @@ def within(seconds: float) -> Iterator[None]:
     """Raises OutOfTime in what takes longer, as soon as Python runs again."""
 
     def stop(*_: Any) -> None:
-        raise OutOfTime(f"took longer than {seconds:.0f} s")
+        raise OutOfTime(f"took longer than {seconds:.3g} s")
 
     before = signal.signal(signal.SIGALRM, stop)
     signal.setitimer(signal.ITIMER_REAL, max(seconds, 0.01), 5)  # again, should the first be lost in a destructor
@@ -64,6 +64,9 @@ class Steps:
     only: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        if self.path.exists() and not self.path.read_text(encoding="utf-8").endswith("\n"):
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write("\n")  # after a line that was cut off
         self.done = {record["step"] for record in read(self.path)}
 
     @property
@@ -113,6 +116,14 @@ class Steps:
         self.write({"step": f"restart {len(self.done)}", "result": "the process could not use the GPU any more"})
         arguments = [argument for argument in sys.argv[1:] if not argument.startswith("--ends=")]
         os.execv(sys.executable, [sys.executable, "-m", "benchmarks.gpu", *arguments, f"--ends={self.ends}"])
+
+
+def forget() -> None:
+    """Frees what compiling keeps, with what it refers to."""
+    torch._dynamo.reset()
+    gc.unfreeze()
+    gc.collect()
+    gc.freeze()
 
 
 def healthy(device: torch.device) -> bool:

@@ -53,6 +53,24 @@ def warm_up(call: Call, device: torch.device) -> float:
     return (time.perf_counter() - start) / calls
 
 
+def refused(error: Exception) -> dict[str, str]:
+    """An error in place of numbers."""
+    return {"error": f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]}
+
+
+def usable(calls: Mapping[str, Call]) -> tuple[dict[str, Call], dict[str, Any]]:
+    """Those that run, each called once, and by name the errors of the others."""
+    found, errors = {}, {}
+    for name, call in calls.items():
+        try:
+            call()
+        except Exception as error:
+            errors[name] = refused(error)
+            continue
+        found[name] = call
+    return found, errors
+
+
 def seconds_in_a_row(call: Call, calls: int, device: torch.device) -> float:
     """Of one of `calls` that are not waited for one by one; on a GPU by events."""
     wait(device)
@@ -128,6 +146,23 @@ def graph_times(call: Call, device: torch.device) -> dict[str, float]:
     count = min(max(round(EFFORT.in_a_row / 3 / spent), 2), 200)
     rows = [seconds_in_a_row(found["replay"], count, device) for _ in range(3)]
     return {"graph_ms": 1e3 * median(rows), "graph_bytes": memory}
+
+
+def with_graphs(calls: Mapping[str, Call], device: torch.device) -> dict[str, Any]:
+    """`timed` and `graph_times` of each that runs, or why it does not."""
+    calls, found = usable(calls)
+    found |= timed(calls, device) if calls else {}
+    for name, call in calls.items():
+        found[name] |= graph_or_reason(call, device)
+    return found
+
+
+def graph_or_reason(call: Call, device: torch.device) -> dict[str, Any]:
+    """`graph_times`, or `no_graph`: why there is none."""
+    try:
+        return graph_times(call, device)
+    except Exception as error:
+        return {"no_graph": refused(error)["error"]}
 
 
 @torch.inference_mode()
