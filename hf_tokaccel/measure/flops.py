@@ -114,8 +114,7 @@ def gflops_of_shape(
     _forget(model)
     with suppress(Exception) if not is_meta else nullcontext(), _counting(model, device) as (counter, tensors):
         images = torch.empty(1, 3, *size, device=device, dtype=parameter.dtype)
-        with torch.inference_mode():
-            functional_call(model, tensors, kwargs=make(model, images))
+        functional_call(model, tensors, kwargs=make(model, images))
         return counter.get_total_flops() / 1e9
     _forget(model)
     images = torch.zeros(1, 3, *size, device=device, dtype=parameter.dtype)
@@ -126,7 +125,7 @@ def gflops_of_shape(
 def _counting(model: nn.Module, device: torch.device) -> Iterator[tuple[FlopCounterMode, dict[str, Tensor]]]:
     """A counter of what runs on the tensors that are given, of the shapes of the model's."""
     fake = FakeTensorMode(allow_non_fake_inputs=True)
-    with fake:
+    with torch.inference_mode(), fake:
         tensors = {
             name: torch.empty(tensor.shape, dtype=tensor.dtype, device=device)
             for name, tensor in itertools.chain(model.named_parameters(), model.named_buffers())
