@@ -337,6 +337,20 @@ def _exact(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()
 
 
+def centered(x: Tensor) -> Tensor:
+    """x (B, N, C) in float32 or better less the mean token of each image.
+
+    Distances do not change, and a common offset would cost them most of their digits.
+    """
+    exact = torch.float64 if x.dtype == torch.float64 else torch.float32
+    return x - x.mean(1, keepdim=True, dtype=exact)
+
+
+def pulls(x: Tensor) -> bool:
+    """Whether sums are formed by their readers, which on a GPU is the same bit by bit in every run, unlike atomics."""
+    return x.device.type == "cuda" and not torch.compiler.is_exporting()
+
+
 def _autocast_off(x: Tensor) -> contextlib.AbstractContextManager:
     # The context is entered only where it matters: exported graphs stay free of an operator that wraps everything.
     if torch.is_autocast_enabled(x.device.type):
