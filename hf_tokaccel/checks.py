@@ -38,11 +38,10 @@ def as_pair(value: Any) -> Any:
 # What both the settings and the functions of `clustering` take: each refuses a bad value in the same words.
 
 
-def check_grid(name: str, value: Any, example: tuple[int, int] = (16, 16), *, optional: bool = False) -> None:
+def check_grid(name: str, value: Any, example: tuple[int, int] = (16, 16)) -> None:
     """Raises ValueError unless it is a pair of sides."""
     valid = isinstance(value, tuple) and len(value) == 2 and all(is_count(side) for side in value)
-    allowed = "None, " * optional + "two positive numbers (h, w), or one for a square"
-    require(valid or (optional and value is None), name, value, allowed, example)
+    require(valid, name, value, "two positive numbers (h, w), or one for a square", example)
 
 
 def check_iterations(value: Any) -> None:

@@ -11,12 +11,20 @@ from typing import TYPE_CHECKING, Any
 from .lazy import lazy_names
 
 if TYPE_CHECKING:
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
     from transformers.utils.output_capturing import CompileableContextVar, capture_outputs
 
-__all__ = ["CompileableContextVar", "capture_outputs"]
+__all__ = ["ALL_ATTENTION_FUNCTIONS", "CompileableContextVar", "capture_outputs"]
 
 _CAPTURING = "transformers.utils.output_capturing"
-__getattr__, __dir__ = lazy_names(__name__, {"CompileableContextVar": _CAPTURING, "capture_outputs": _CAPTURING})
+__getattr__, __dir__ = lazy_names(
+    __name__,
+    {
+        "ALL_ATTENTION_FUNCTIONS": "transformers.modeling_utils",
+        "CompileableContextVar": _CAPTURING,
+        "capture_outputs": _CAPTURING,
+    },
+)
 
 # The attribute by which a model remembers that it has put hooks on its parts, to record what they output.
 HOOKS_INSTALLED = "_output_capturing_hooks_installed"

@@ -13,9 +13,10 @@ from safetensors import safe_open
 from transformers import AutoModel
 
 import hf_tokaccel as ta
-from hf_tokaccel.hosts.track import TrackedLayers
+from hf_tokaccel.hosts.tracked import TrackedBlock
 from hf_tokaccel.measure.flops import flop_counter
 from hf_tokaccel.settings.clustering import TokenClusteringConfig
+from hf_tokaccel.settings.methods import as_accel
 from hf_tokaccel.tuning.encoder import describe_encoder
 
 # Small clusters with a small window keep centroids apart: exact ties would be broken differently by different graphs.
@@ -477,15 +478,15 @@ class FamilyTester:
         """From that description settings for a speed-up are found."""
         images, accel = self.images(), fast.config.accel
         encoder = describe_encoder(fast.config, tuple(images.shape[-2:]))
-        ((path, layers),) = ((name, part) for name, part in fast.named_modules() if isinstance(part, TrackedLayers))
-        until = accel["reconstruct_after"] or len(encoder.blocks)
+        blocks = {name: part for name, part in fast.named_modules() if isinstance(part, TrackedBlock)}
+        path, layers = next(iter(blocks)).rpartition(".")[0], blocks
+        clustered = encoder.clusters(as_accel(accel))
         # Hosts with stages track the blocks of one.
         first = 0 if len(layers) == len(encoder.blocks) else encoder.span_of(accel["cluster_after"])[0]
-        for counts, start in zip(flops, (until, accel["cluster_after"]), strict=True):
+        for counts, shapes in zip(flops, ([None] * len(clustered), clustered), strict=True):
             for index, block in enumerate(encoder.blocks[first : first + len(layers)], first):
                 counted = counts[f"{path}.{index - first}"] / len(images)
-                grid = tuple(accel["cluster_grid"]) if start <= index < until else None
-                assert block.flops(grid) == pytest.approx(counted, rel=self.block_tolerance)
+                assert block.flops(shapes[index]) == pytest.approx(counted, rel=self.block_tolerance)
 
     @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
     def test_half_precision_is_finite(self, model, dtype):
@@ -558,7 +559,7 @@ def recommend(tester):
 
 def is_accelerated(part):
     """Segmenter's native classes are in this package too."""
-    return isinstance(part, TrackedLayers) or type(part).__name__.startswith("TokAccel")
+    return isinstance(part, TrackedBlock) or type(part).__name__.startswith("TokAccel")
 
 
 def flatten(values):

@@ -153,10 +153,14 @@ def append_sizes(
         prefix: keys before the regions.
         multiple: features are padded to a multiple of it.
     """
-    width = query.shape[-1]
-    bias = size_bias(sizes, prefix).transpose(-1, -2) * math.sqrt(width)
+    return append_bias(query, key, size_bias(sizes, prefix), query.shape[-1] ** -0.5, multiple)
+
+
+def append_bias(query: Tensor, key: Tensor, bias: Tensor, scale: float, multiple: int = 8) -> tuple[Tensor, Tensor]:
+    """Like `append_sizes`, from the bias (B, 1, 1, keys) itself, for attention that runs with this scale."""
+    bias = (bias / scale).transpose(-1, -2)
     ones = query.new_ones(1).expand(*query.shape[:-1], 1)
-    spare = -(width + 1) % multiple
+    spare = -(query.shape[-1] + 1) % multiple
     query = F.pad(torch.cat((query, ones), -1), (0, spare))
     key = F.pad(torch.cat((key, bias.to(key.dtype).expand(*key.shape[:-1], 1)), -1), (0, spare))
     return query, key

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ..settings.clustering import TokenClusteringConfig
+
 Grid = tuple[int, int]
 
 
@@ -75,6 +77,25 @@ class Encoder:
         """FLOPs with blocks from `after` to `until`, or to the end of their span, on clusters."""
         until = until or self.span_of(after)[1]
         return sum(b.flops(grid if after <= i < until else None) for i, b in enumerate(self.blocks))
+
+    def clusters(self, setting: TokenClusteringConfig) -> list[Grid | None]:
+        """For each block the clusters of a unit that it runs on, (h, w), of adaptive ones (1, M); None for all tokens.
+
+        Raises:
+            ValueError: when there are more clusters than tokens.
+        """
+        starts, (height, width) = setting.starts, self.blocks[setting.starts[0]].grid
+        until = setting.reconstruct_after or self.span_of(starts[0])[1]
+        counts = setting.counts(height * width)
+        shapes = [(1, count) for count in counts] if setting.adaptive else [setting.cluster_grid]
+        found: list[Grid | None] = [None] * len(self.blocks)
+        for start, end, shape in zip(starts, (*starts[1:], until), shapes, strict=True):
+            found[start:end] = [shape] * (end - start)
+        return found
+
+    def accelerated(self, setting: TokenClusteringConfig) -> float:
+        """FLOPs with a setting, without clustering and reconstruction themselves."""
+        return sum(block.flops(shape) for block, shape in zip(self.blocks, self.clusters(setting), strict=True))
 
     def span_of(self, after: int) -> tuple[int, int]:
         return next(span for span in self.spans if span[0] <= after < span[1])

@@ -167,6 +167,11 @@ class AcceleratedConfig(SettingConfig):
         return False
 
     @classmethod
+    def accel_adaptive(cls, host: PreTrainedConfig) -> bool:
+        """Whether blocks can run on clusters of free shape: where nothing needs the clusters to be a grid."""
+        return cls.accel_window(host) is None and cls.accel_parts(host) == 1 and not cls.accel_relative(host)
+
+    @classmethod
     def accel_mlp(cls, host: PreTrainedConfig) -> int:
         """Multiplications of a block's MLP for a token."""
         hidden = getattr(host, "intermediate_size", None) or int(host.hidden_size * host.mlp_ratio)
@@ -218,6 +223,8 @@ class AcceleratedConfig(SettingConfig):
             )
         if self.accel_knows_host:
             host = self.accel_host()
+            if not family_of(host).accel_adaptive(host):
+                setting.check_no_clusters(host.model_type)
             setting = family_of(host).fit_accel(setting, host)
         setting = setting.resolve(self.accel_expansion, self.accel_normalization, self.accel_decodes_clusters)
         without_effect = setting.decode_clusters and setting.expansion == "delta" and not self.accel_decodes_change

@@ -7,10 +7,11 @@ from torch import nn
 from transformers import PreTrainedConfig
 
 from ..upstream import HOOKS_INSTALLED
+from .change import CHANGED
+from .tracked import native_block, retrack
 
-_CHANGED = "_tokaccel_changed"
 # Instance attributes that belong to one module object: a patched forward is bound to the module it was made for.
-_BOUND = {"forward", "_old_forward", "_hf_hook", _CHANGED}
+_BOUND = {"forward", "_old_forward", "_hf_hook", CHANGED}
 _HOOKS = (
     "_forward_hooks",
     "_forward_hooks_with_kwargs",
@@ -18,24 +19,6 @@ _HOOKS = (
     "_forward_pre_hooks",
     "_forward_pre_hooks_with_kwargs",
 )
-
-
-def change(module: nn.Module, **attributes: Any) -> None:
-    """Sets attributes of a host's own module inside an accelerated model.
-
-    `transplant` keeps them there, and does not take them along to other models.
-    """
-    for name, value in {**attributes, _CHANGED: True}.items():
-        setattr(module, name, value)
-
-
-def become(module: nn.Module, cls: type[nn.Module], **attributes: Any) -> None:
-    """Makes a host's own module inside an accelerated model one of `cls`, a subclass of its class with no `__init__`.
-
-    For modules that no configuration alone can build; `transplant` treats it like any other class of ours.
-    """
-    module.__class__ = cls
-    change(module, **attributes)
 
 
 def pair_configs(old: PreTrainedConfig, new: PreTrainedConfig) -> list[tuple[PreTrainedConfig, PreTrainedConfig]]:
@@ -71,13 +54,14 @@ def transplant(
         return done[id(source)]
     if not _is_ours(template) and not _is_ours(source):
         module = _shallow_copy(source, configs)
+        retrack(module, template)
     else:
         module = template
         module._parameters.update(source._parameters)
         module._buffers.update(source._buffers)
         module.training = source.training
         _copy_extra_attributes(module, source)
-        if _CHANGED in template.__dict__ or _CHANGED in source.__dict__:
+        if CHANGED in template.__dict__ or CHANGED in source.__dict__:
             # Transformers records outputs with hooks, and the host remembers that it has put them there.
             for name in _HOOKS:
                 setattr(module, name, getattr(source, name).copy())
@@ -107,8 +91,10 @@ def _listed(item: Any, own: bool, configs: dict[int, PreTrainedConfig], done: di
 
 
 def _is_ours(module: nn.Module) -> bool:
-    own_class = any(cls.__module__.partition(".")[0] == __package__.partition(".")[0] for cls in type(module).__mro__)
-    return own_class or _CHANGED in module.__dict__
+    # A tracked block is the host's: the source says of what class.
+    classes = native_block(type(module)).__mro__
+    own_class = any(cls.__module__.partition(".")[0] == __package__.partition(".")[0] for cls in classes)
+    return own_class or CHANGED in module.__dict__
 
 
 def _shallow_copy(source: nn.Module, configs: dict[int, PreTrainedConfig]) -> nn.Module:

@@ -24,11 +24,14 @@ from ..hub.shim import ShimMixin
 from ..registry import accelerated_class, unsupported
 from ..settings.clustering import TokenClusteringConfig
 from ..upstream import capture_outputs
+from .change import change
 from .config import AcceleratedConfig
 from .convert import to_native
-from .graft import change, transplant
+from .graft import transplant
 from .layout import SliceLayout, TokenLayout
-from .track import TokenTrack, TrackedLayers, ambient_read, ambient_track
+from .sizes import weigh_sizes
+from .track import TokenTrack, ambient_read, ambient_track
+from .tracked import track_blocks
 
 
 class AcceleratedModel(ShimMixin):
@@ -74,12 +77,24 @@ class AcceleratedModel(ShimMixin):
             if native is not None:
                 setattr(owner, name, _graft(native, accel))
         if self.accel_layers:
-            owner_name, _, name = self.accel_layers.rpartition(".")
-            owner = self.get_submodule(owner_name)
-            layers = getattr(owner, name)
+            layers = self.get_submodule(self.accel_layers)
             if self.accel_shrinks_windows:
                 _shrink_windows(layers, accel)
-            setattr(owner, name, TrackedLayers(layers, self.accel_norm, self.accel_ambient))
+            track_blocks(layers, self.accel_norm, self.accel_ambient)
+            if accel.size_attention:
+                self._weigh_sizes(layers, accel)
+
+    def _weigh_sizes(self, layers: nn.ModuleList, accel: TokenClusteringConfig) -> None:
+        for layer in list(layers)[accel.starts[0] : accel.reconstruct_after]:
+            if not self.accel_weigh_sizes(layer):
+                raise ValueError(
+                    f"size_attention=True is not valid for {type(self).__name__}, whose attention takes no bias: it "
+                    "must be False, for example size_attention=False."
+                )
+
+    def accel_weigh_sizes(self, layer: nn.Module) -> bool:
+        """Lets the attention of a block take sizes; whether it can."""
+        return weigh_sizes(layer)
 
     def accel_patch_size(self) -> tuple[int, int]:
         return as_pair(self.config.patch_size)
@@ -142,7 +157,7 @@ def _graft(native: nn.Module, accel: TokenClusteringConfig) -> nn.Module:
 
 def _shrink_windows(layers: nn.ModuleList, accel: TokenClusteringConfig) -> None:
     """The clusters of a window are a window; relative positions are resized by the host."""
-    for layer in list(layers)[accel.cluster_after : accel.reconstruct_after]:
+    for layer in list(layers)[accel.starts[0] : accel.reconstruct_after]:
         if layer.window_size > 0:
             change(layer, window_size=accel.cluster_grid[0])
 

@@ -18,11 +18,12 @@ from transformers import PreTrainedConfig
 from ..checks import as_pair
 from ..settings.clustering import TokenClusteringConfig
 from .blocks import Block, Encoder, Grid
+from .change import become
 from .config import AcceleratedConfig
-from .graft import become
 from .layout import WindowSequenceLayout
 from .modeling import AcceleratedModel, run_tracked
-from .track import TokenTrack, TrackedLayers
+from .track import TokenTrack
+from .tracked import track_blocks
 
 
 class StagedConfig(AcceleratedConfig):
@@ -118,7 +119,7 @@ class StagedModel(AcceleratedModel):
         become(stage, self.accel_stage, accel=local, window=stage.blocks[0].window_size)
         for block in stage.blocks[start:end]:
             self._shrink_windows(block, accel)
-        stage.blocks = TrackedLayers(stage.blocks, "layernorm_before", stage.accel_ambient)
+        track_blocks(stage.blocks, "layernorm_before", stage.accel_ambient)
 
     def _shrink_windows(self, block: nn.Module, accel: TokenClusteringConfig) -> None:
         """The clusters of a window are a window, with relative positions of its own."""

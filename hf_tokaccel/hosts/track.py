@@ -7,37 +7,38 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ..clustering.functional import (
-    ReconstructionPlan,
-    TokenClusters,
-    cluster_tokens,
-    plan_reconstruction,
-    reconstruct_tokens,
-)
+from ..clustering.adaptive import size_bias
 from ..settings.clustering import TokenClusteringConfig
 from ..upstream import CompileableContextVar
+from .clusters import AdaptiveClusters, GridClusters
 from .layout import TokenLayout
 
 
 @dataclass
 class ClusterObservation:
-    """What a clustering did, for pictures and measurements; see `observe_clusters`."""
+    """What a clustering did, for pictures and measurements; see `observe_clusters`.
+
+    Attributes:
+        grid: (H, W) of the tokens that are clustered together.
+        keys: (B, N, K) what was compared.
+        clusters: of each image, slice of a video, or window: `centroids` (B, M, C), `labels()` (B, N); with a grid
+            `key_centroids` too, of adaptive clusters `regions`.
+        layout: where tokens are in the states.
+    """
 
     grid: tuple[int, int]
-    cluster_grid: tuple[int, int]
     keys: Tensor
-    clusters: TokenClusters
+    clusters: GridClusters | AdaptiveClusters
     layout: TokenLayout
 
     def labels(self) -> Tensor:
-        """(B, H, W) index of the nearest cluster of each token, row-major over the cluster grid.
+        """(B, H, W) index of the nearest cluster of each token, row-major over the cluster grid if there is one.
 
         B counts what is clustered on its own: images, slices of videos, or windows.
         """
-        plan = plan_reconstruction(self.keys, self.clusters.key_centroids, expansion="nearest")
-        return plan.indices[..., 0].reshape(-1, *self.grid)
+        return self.clusters.labels().reshape(-1, *self.grid)
 
     def image_labels(self) -> Tensor:
         """(B, H, W) like `labels`, but over all windows of an image, whose clusters are numbered on."""
@@ -108,16 +109,17 @@ class TokenTrack:
         self.clustered = False
         self.blocks_run = 0
         self.last_clusters: Tensor | None = None  # (B', M, C) after the last block, where nothing was rebuilt
-        self._plan = None
-        self._tokens: Tensor | None = None
-        self._keys: Tensor | None = None
-        self._clusters: TokenClusters | None = None
+        self.clusters: GridClusters | AdaptiveClusters | None = None
+        self.bias: Tensor | None = None  # (B, 1, 1, keys) of attention that knows sizes, on clusters
 
-    def before_layer(self, index: int, states: Tensor, norm: nn.Module | None = None) -> Tensor:
-        """States as block `index` shall see them; `norm` is that block's first LayerNorm."""
+    def before_layer(self, index: int, states: Tensor, normalize: Callable[[Tensor], Tensor]) -> Tensor:
+        """States as block `index` shall see them; `normalize` is that block's first LayerNorm."""
         if index == 0:
             self._record(0, states)
-        return self._cluster(states, norm) if index == self.accel.cluster_after else states
+        if index not in self.accel.starts:
+            return states
+        # A later step starts from all tokens, so that what the one before changed is kept in each.
+        return self._cluster(self.full(states), normalize, self.accel.starts.index(index))
 
     def after_layer(self, index: int, states: Tensor) -> Tensor:
         """The output of block `index`, at full resolution from the block on where the setting says so."""
@@ -127,7 +129,7 @@ class TokenTrack:
             states = self.full(states)
             self.clustered = False
         elif done == self.depth and self.clustered:
-            self.last_clusters = self.layout.split(states, self.accel.cluster_grid)[1]
+            self.last_clusters = self.layout.split(states, self.clusters.shape)[1]
         self._record(done, states)
         return states
 
@@ -135,83 +137,58 @@ class TokenTrack:
         """States brought back to all tokens; what bypasses clustering is as given."""
         if not self.clustered:
             return states
-        kept, refined = self.layout.split(states, self.accel.cluster_grid)
+        kept, refined = self.layout.split(states, self.clusters.shape)
         return self.layout.join(kept, self.rebuild(refined), self.layout.grid)
 
     def rebuild(self, refined: Tensor) -> Tensor:
         """(B', N, C') from what became of the clusters, (B', M, C')."""
-        folded = self._fold(refined)
-        return self._unfold(reconstruct_tokens(folded, self._plan_for(folded)))
+        return self._unfold(self.clusters.rebuild(self._fold(refined)))
 
     def spread(self, change: Tensor) -> Tensor:
         """(B', N, C') from a change of the clusters (B', M, C') of any width: its weighted sums, whatever expands."""
-        folded = self._fold(change)
-        plan = self._plan_for(folded)._replace(tokens=None, centroids=None)
-        return self._unfold(reconstruct_tokens(folded, plan))
-
-    def _plan_for(self, refined: Tensor) -> ReconstructionPlan:
-        """The one plan of this pass, built when it is first needed, on the device where it is needed."""
-        if self._plan is None:
-            accel, keyed = self.accel, self._keys is not None
-            self._plan = plan_reconstruction(
-                self._tokens,
-                self._clusters.centroids,
-                neighbors=accel.neighbors,
-                inverse_temperature=accel.inverse_temperature,
-                normalization=accel.normalization,
-                expansion=accel.expansion,
-                keys=self._keys,
-                key_centroids=self._clusters.key_centroids if keyed else None,
-                grid=self.layout.grid,
-                cluster_grid=accel.cluster_grid,
-                window=accel.neighbor_window,
-            )
-        if self._plan.weights.device != refined.device:
-            # A device map may split the clustered blocks over devices.
-            self._plan = type(self._plan)(*(part if part is None else part.to(refined.device) for part in self._plan))
-        return self._plan
+        return self._unfold(self.clusters.spread(self._fold(change)))
 
     def check_ran(self) -> None:
         """Raises RuntimeError if the host did not run its blocks through this track, so nothing was accelerated."""
         if self.blocks_run != self.depth:
             raise RuntimeError(
-                f"{self.blocks_run} of {self.depth} blocks ran through the acceleration: the host's forward does not "
-                "pass it on. This is a bug in hf_tokaccel or an unsupported version of transformers; please report it."
+                f"{self.blocks_run} of {self.depth} blocks ran through the acceleration. If you shortened the list of "
+                "blocks, or put others in their place, do that before hf_tokaccel.accelerate, and set "
+                "num_hidden_layers of the configuration to match. Else the host's forward does not pass the "
+                "acceleration on: please report this with your version of transformers."
             )
 
-    def _cluster(self, states: Tensor, norm: nn.Module | None) -> Tensor:
+    def _cluster(self, states: Tensor, normalize: Callable[[Tensor], Tensor], step: int) -> Tensor:
         accel, layout = self.accel, self.layout
         kept, tokens = layout.split(states, layout.grid)
-        keys = norm(tokens) if accel.similarity_on == "normalized" else None
+        keys = normalize(tokens) if accel.similarity_on == "normalized" else None
         if accel.shared_frames > 1:
             accel.check_frames(layout.frames(len(tokens)))
             keys = self._fold(tokens if keys is None else keys).unflatten(2, (accel.shared_frames, -1)).mean(2)
-        tokens = self._fold(tokens)
-        self._tokens, self._keys = tokens, keys
-        averaged = tokens
+        tokens = values = self._fold(tokens)
         if self.positions is not None:
             # Averaged along with the tokens, compared never. Half precision would round them.
-            averaged = torch.cat((tokens.float(), self.positions.expand(len(tokens), -1, -1)), dim=2)
-            keys = tokens if keys is None else keys
-        clusters = cluster_tokens(
-            averaged,
-            layout.grid,
-            accel.cluster_grid,
-            iterations=accel.iterations,
-            inverse_temperature=accel.inverse_temperature,
-            window=accel.window,
-            keys=keys,
-        )
+            values = torch.cat((tokens.float(), self.positions.expand(len(tokens), -1, -1)), dim=2)
+        if accel.adaptive:
+            count = accel.counts(tokens.shape[1])[step]
+            clusters = AdaptiveClusters(accel, layout.grid, tokens, keys, values, count, self.clusters)
+        else:
+            clusters = GridClusters(accel, layout.grid, tokens, keys, values)
         if self.positions is not None:
-            centroids, self.cluster_positions = clusters.centroids.split(
-                [tokens.shape[2], self.positions.shape[1]], dim=2
-            )
-            clusters = clusters._replace(centroids=centroids.to(tokens.dtype))
-            self.cluster_positions = self._unfold(self.cluster_positions.repeat(1, 1, accel.shared_frames))
-        self._clusters = clusters
-        self.clustered = True
-        self._observe()
-        return layout.join(kept, self._unfold(clusters.centroids), accel.cluster_grid)
+            positions = clusters.means[..., tokens.shape[2] :].repeat(1, 1, accel.shared_frames)
+            self.cluster_positions = self._unfold(positions)
+        self.clusters, self.clustered = clusters, True
+        self.memo.clear()
+        if accel.size_attention:
+            self.bias = self._size_bias(kept, clusters.sizes())
+        self._observe(tokens if keys is None else keys)
+        return layout.join(kept, self._unfold(clusters.centroids), clusters.shape)
+
+    def _size_bias(self, kept: Tensor | None, sizes: Tensor) -> Tensor:
+        """(B, 1, 1, keys) in the order of the states; what bypasses clustering stands for itself."""
+        ones = None if kept is None else sizes.new_ones(*kept.shape[:2], 1)
+        sizes = self._unfold(sizes[..., None].repeat(1, 1, self.accel.shared_frames))
+        return size_bias(self.layout.join(ones, sizes, self.clusters.shape)[..., 0])
 
     def _fold(self, tokens: Tensor) -> Tensor:
         """(B', N, C) with the channels of the frames that share a plan side by side: (B' / T, N, T * C)."""
@@ -230,62 +207,13 @@ class TokenTrack:
         clips = tokens.unflatten(0, (-1, self.layout.parts)).unflatten(3, (count, -1))
         return clips.permute(0, 3, 1, 2, 4).flatten(0, 2)
 
-    def _observe(self) -> None:
+    def _observe(self, keys: Tensor) -> None:
         if torch.compiler.is_compiling():
             return
         seen = _observations.get()
         if seen is not None:
-            keys = self._tokens if self._keys is None else self._keys
-            seen.append(
-                ClusterObservation(self.layout.grid, self.accel.cluster_grid, keys, self._clusters, self.layout)
-            )
+            seen.append(ClusterObservation(self.layout.grid, keys, self.clusters, self.layout))
 
     def _record(self, index: int, states: Tensor) -> None:
         if self.wanted:
             self.hidden_states.append(self.full(states) if index in self.wanted else None)
-
-
-class TrackedLayer:
-    """A block as its host's loop sees it: called like the block, it runs on tokens or clusters."""
-
-    def __init__(self, index: int, layer: nn.Module, norm: str, ambient: bool) -> None:
-        self.index = index
-        self.layer = layer
-        self.norm = norm
-        self.ambient = ambient
-
-    def __call__(self, states: Tensor, *args: Any, accel_track: TokenTrack | None = None, **kwargs: Any) -> Any:
-        if self.ambient:
-            accel_track = ambient_track.get()
-        if accel_track is None:
-            return self.layer(states, *args, **kwargs)
-        states = accel_track.before_layer(self.index, states, getattr(self.layer, self.norm))
-        args, kwargs = accel_track.block_inputs(accel_track, args, kwargs)
-        output = self.layer(states, *args, **kwargs)
-        if isinstance(output, tuple):
-            return accel_track.after_layer(self.index, output[0]), *output[1:]
-        return accel_track.after_layer(self.index, output)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.__dict__["layer"], name)
-
-
-class TrackedLayers(nn.ModuleList):
-    """A host's list of blocks whose iteration yields tracked blocks: the host's own loop stays untouched.
-
-    Children, and so parameter names, are those of the list that it replaces. `norm` names a block's first LayerNorm;
-    with `ambient` the track comes from `ambient_track` instead of the keyword `accel_track`.
-    """
-
-    def __init__(self, layers: nn.ModuleList, norm: str, ambient: bool = False) -> None:
-        super().__init__(layers)
-        self.norm = norm
-        self.ambient = ambient
-
-    def __iter__(self) -> Iterator[TrackedLayer]:
-        for index, layer in enumerate(self._modules.values()):
-            yield TrackedLayer(index, layer, self.norm, self.ambient)
-
-    def __getitem__(self, index: int | slice) -> Any:
-        # Some hosts loop over a slice; a single index is somebody who wants the module.
-        return list(self)[index] if isinstance(index, slice) else super().__getitem__(index)

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from torch import Tensor
 from transformers import (
     BeitBackbone,
     BeitConfig,
@@ -10,11 +11,16 @@ from transformers import (
     BeitForSemanticSegmentation,
     BeitModel,
 )
+from transformers.models.beit.modeling_beit import BeitRelativePositionBias
 
+from ..hosts.change import become
 from ..hosts.config import AcceleratedConfig
+from ..hosts.layout import TokenLayout
 from ..hosts.modeling import AcceleratedModel, enter, read, record
+from ..hosts.places import GatheredBias, cluster_places, gather_bias, grid_positions
 from ..hosts.track import TokenTrack
 from ..registry import register_family
+from ..settings.clustering import TokenClusteringConfig
 
 
 class TokAccelBeitConfig(AcceleratedConfig, BeitConfig):
@@ -28,18 +34,36 @@ class TokAccelBeitConfig(AcceleratedConfig, BeitConfig):
     accel_normalization = "l1"
 
 
+class _GatheredBeitBias(GatheredBias, BeitRelativePositionBias):
+    pass
+
+
 class TokAccelBeitModel(AcceleratedModel, BeitModel):
-    """Clusters keep the order of their grid, so they get the relative position bias that BEiT gives such an image."""
+    """Clusters on a grid get the relative position bias that BEiT gives such an image; others that of their places."""
 
     config: TokAccelBeitConfig
     accel_layers = "layers"
     forward = enter(record(BeitModel.forward))
+
+    def install_accel(self, accel: TokenClusteringConfig | None) -> None:
+        super().install_accel(accel)
+        for layer in self.layers if accel is not None and accel.adaptive else ():
+            if layer.relative_position_bias is not None:
+                become(layer.relative_position_bias, _GatheredBeitBias)
+
+    def accel_positions(self, arguments: dict[str, Any], layout: TokenLayout) -> Tensor | None:
+        return grid_positions(layout.grid, arguments["pixel_values"].device) if self.accel.adaptive else None
 
     def accel_block_inputs(
         self, track: TokenTrack, args: tuple, kwargs: dict[str, Any]
     ) -> tuple[tuple, dict[str, Any]]:
         if not track.clustered:
             return args, kwargs
+        if self.accel.adaptive:
+            places, shared = cluster_places(track), kwargs["attention_mask"]
+            if shared is not None and "bias" not in track.memo:
+                track.memo["bias"] = gather_bias(shared, places)
+            return args, {**kwargs, "attention_mask": track.memo.get("bias"), "accel_places": places}
         grid = track.accel.cluster_grid
         if "bias" not in track.memo:
             shared = self.shared_position_bias
@@ -96,5 +120,5 @@ register_family(
         TokAccelBeitForSemanticSegmentation,
         TokAccelBeitBackbone,
     ),
-    note="relative position bias resized to the cluster grid",
+    note="relative position bias resized to the cluster grid, or gathered at the places of adaptive clusters",
 )

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from torch import Tensor, nn
 from transformers import (
     Data2VecVisionConfig,
     Data2VecVisionForImageClassification,
@@ -10,9 +11,12 @@ from transformers import (
 )
 from transformers.models.data2vec.modeling_data2vec_vision import Data2VecVisionRelativePositionBias
 
+from ..hosts.change import become
 from ..hosts.config import AcceleratedConfig
 from ..hosts.graft import transplant
+from ..hosts.layout import TokenLayout
 from ..hosts.modeling import AcceleratedModel, enter, read, record
+from ..hosts.places import GatheredBias, cluster_places, gather_bias, grid_positions
 from ..hosts.track import TokenTrack, ambient_track
 from ..registry import register_family
 from ..settings.clustering import TokenClusteringConfig
@@ -34,12 +38,18 @@ class TokAccelData2VecVisionSharedBias(Data2VecVisionRelativePositionBias):
         return super().forward(window_size, *args, **kwargs)
 
     def once(self, track: TokenTrack) -> Any:
-        """(1, heads, 1 + N, 1 + N) bias of the tokens or clusters on which the next block runs."""
-        grid = track.accel.cluster_grid if track.clustered else track.layout.grid
-        name = f"bias of {grid}"
+        """(1, heads, 1 + N, 1 + N) bias of the tokens or clusters on which the next block runs; (B, ...) of places."""
+        adaptive = track.accel.adaptive
+        grid = track.accel.cluster_grid if track.clustered and not adaptive else track.layout.grid
+        name = f"bias of {grid}, {track.clustered}"
         if name not in track.memo:
-            track.memo[name] = super().forward(grid)
+            bias = super().forward(grid)
+            track.memo[name] = gather_bias(bias, cluster_places(track)) if track.clustered and adaptive else bias
         return track.memo[name]
+
+
+class _GatheredData2VecVisionBias(GatheredBias, Data2VecVisionRelativePositionBias):
+    accel_adds_sizes = True
 
 
 class TokAccelData2VecVisionModel(AcceleratedModel, Data2VecVisionModel):
@@ -54,6 +64,16 @@ class TokAccelData2VecVisionModel(AcceleratedModel, Data2VecVisionModel):
             native = self.encoder.relative_position_bias
             template = TokAccelData2VecVisionSharedBias(self.config, native.window_size)
             self.encoder.relative_position_bias = transplant(template, native, {})
+        for layer in self.encoder.layer if accel is not None and (accel.adaptive or accel.size_attention) else ():
+            if layer.attention.attention.has_relative_position_bias:
+                become(layer.attention.attention.relative_position_bias, _GatheredData2VecVisionBias)
+
+    def accel_positions(self, arguments: dict[str, Any], layout: TokenLayout) -> Tensor | None:
+        return grid_positions(layout.grid, arguments["pixel_values"].device) if self.accel.adaptive else None
+
+    def accel_weigh_sizes(self, layer: nn.Module) -> bool:
+        """Attention here takes sizes with its position biases, or as if they were one."""
+        return True
 
     def accel_block_inputs(
         self, track: TokenTrack, args: tuple, kwargs: dict[str, Any]
@@ -61,7 +81,12 @@ class TokAccelData2VecVisionModel(AcceleratedModel, Data2VecVisionModel):
         changes = {}
         if self.encoder.has_relative_position_bias:
             changes["relative_position_bias"] = self.encoder.relative_position_bias.once(track)
-        if track.clustered:
+        if track.clustered and track.bias is not None and not self.config.use_relative_position_bias:
+            shared = changes.get("relative_position_bias")
+            changes["relative_position_bias"] = track.bias if shared is None else shared + track.bias
+        if track.clustered and self.accel.adaptive:
+            changes["accel_places"] = cluster_places(track)
+        elif track.clustered:
             (height, width), patch = track.accel.cluster_grid, self.accel_patch_size()
             changes["resolution"] = (height * patch[0], width * patch[1])
         return args, {**kwargs, **changes}
@@ -100,5 +125,5 @@ register_family(
         TokAccelData2VecVisionForImageClassification,
         TokAccelData2VecVisionForSemanticSegmentation,
     ),
-    note="relative position bias resized to the cluster grid",
+    note="relative position bias resized to the cluster grid, or gathered at the places of adaptive clusters",
 )

@@ -37,14 +37,14 @@ class QueryBlocksConfig(AcceleratedConfig):
         return super().resolve_accel(setting)
 
     def _end_before_queries(self, setting: TokenClusteringConfig) -> TokenClusteringConfig:
-        last, start, end = self.num_hidden_layers - self.num_blocks, setting.cluster_after, setting.reconstruct_after
+        last, start, end = self.num_hidden_layers - self.num_blocks, setting.starts[-1], setting.reconstruct_after
         why = f"the queries join the last num_blocks={self.num_blocks} of num_hidden_layers={self.num_hidden_layers}"
         if last < 1:
             raise ValueError(f"a model without blocks before the queries cannot be accelerated: {why}; pass None.")
         if start >= last:
             raise ValueError(
-                f"cluster_after={start} is not valid: it must be between 0 and {last - 1}, since {why}, for example "
-                f"cluster_after={last // 2}."
+                f"cluster_after={setting.cluster_after} is not valid: it must be between 0 and {last - 1}, since "
+                f"{why}, for example cluster_after={last // 2}."
             )
         if end is not None and end > last:
             raise ValueError(

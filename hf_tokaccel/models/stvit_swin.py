@@ -15,7 +15,7 @@ from transformers.models.swin.modeling_swin import (
 from transformers.utils.generic import merge_with_config_defaults
 
 from ..checks import as_pair, require
-from ..hosts.graft import become
+from ..hosts.change import become
 from ..semantic.modeling import SemanticConfig, SemanticFamily, SemanticModel, register_semantic_family
 from ..semantic.pooling import check_token_grid
 from ..semantic.stage import DroppingStage, SemanticMerging, SemanticStage

@@ -30,6 +30,11 @@ class TokAccelVitDetConfig(AcceleratedConfig, VitDetConfig):
         return host.window_size if host.window_size > 0 and host.window_block_indices else None
 
     @classmethod
+    def accel_adaptive(cls, host: PreTrainedConfig) -> bool:
+        """No: between its blocks are convolutions over the map."""
+        return False
+
+    @classmethod
     def accel_windowed(cls, host: PreTrainedConfig) -> Collection[int]:
         return host.window_block_indices if host.window_size > 0 else ()
 

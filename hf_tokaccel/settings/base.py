@@ -31,9 +31,11 @@ class Setting:
 
     def __post_init__(self) -> None:
         name, own = self.grid_name, type(self).method
-        object.__setattr__(self, name, as_pair(getattr(self, name)))
+        grid = as_pair(getattr(self, name))
+        object.__setattr__(self, name, grid)
         # The grid is optional where None is its default.
-        check_grid(name, getattr(self, name), self.grid_example, optional=getattr(type(self), name, MISSING) is None)
+        if grid is not None or getattr(type(self), name, MISSING) is not None:
+            check_grid(name, grid, self.grid_example)
         require(self.method == own, "method", self.method, repr(own), own)
 
     @classmethod
@@ -59,9 +61,9 @@ class Setting:
     def to_dict(self) -> dict[str, Any]:
         """The plain dict that goes into config.json; None is kept, so that a reader sees every setting."""
         values = asdict(self)
-        ordered = {field.name: values[field.name] for field in _fields(type(self))}
-        grid = ordered[self.grid_name]
-        return ordered | {self.grid_name: None if grid is None else list(grid)}
+        # Lists, as JSON has them, so that what is read back equals what was written.
+        plain = {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+        return {field.name: plain[field.name] for field in _fields(type(self))}
 
 
 def _fields(cls: type[Setting]) -> list:

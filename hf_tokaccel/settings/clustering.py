@@ -16,6 +16,7 @@ from ..checks import (
     is_int,
     require,
 )
+from .adaptive import check_clusters, falling
 from .base import Setting
 
 SIMILARITIES = ("tokens", "normalized")
@@ -26,14 +27,24 @@ MASK_SHIFTS = ("corrected", "released")
 class TokenClusteringConfig(Setting):
     """Token clustering and reconstruction (Expedit, NeurIPS 2022): sections 3.1 and 3.2 of the paper.
 
-    After `cluster_after` blocks the H x W patch tokens become h x w clusters, the next blocks run on those, and full
-    resolution is rebuilt after `reconstruct_after` blocks and wherever a head reads features.
+    After `cluster_after` blocks the H x W patch tokens become fewer clusters, the next blocks run on those, and full
+    resolution is rebuilt after `reconstruct_after` blocks and wherever a head reads features. Clusters are a grid
+    (`cluster_grid`, as in the paper) or adaptive (`clusters`, ours): regions of free shape whose size attention knows.
+    One of the two is given.
 
     Args:
         cluster_after: full-resolution blocks before clustering, counted over the whole backbone. 0 clusters the
-            embeddings.
+            embeddings. Of adaptive clusters it may be several numbers, one for each step: later steps go on from the
+            clusters that there are.
         cluster_grid: clusters as (h, w); a single number is a square. One side may exceed the token grid's, but there
             cannot be more clusters than tokens.
+        clusters: adaptive clusters, as a share of the tokens of the image (a float, up to 1.0) or as a count (a whole
+            number); one for each step.
+        size_attention: whether attention weighs each cluster by the tokens that it stands for. None is True for
+            adaptive clusters, False for a grid, as released.
+        round_share: of adaptive clusters: the share of them that a round of matching joins at most, up to 0.5.
+        tile: of adaptive clusters: side in tokens, even, of the tiles inside of which tokens are matched, so that cost
+            grows linearly with the image; None matches all with all.
         reconstruct_after: blocks after which full resolution returns, counted like `cluster_after`; the blocks that
             follow run on all tokens. None: after the last block.
         iterations: clustering iterations; 0 is plain grid pooling.
@@ -44,12 +55,13 @@ class TokenClusteringConfig(Setting):
         neighbor_window: limits the search for these neighbors to a window like `window`, which makes planning linear
             in the number of tokens; None searches all clusters, as released.
         normalization: of the reconstruction weights: `"l2"` as released, `"l1"` for a convex combination. None takes
-            the model family's own: `"l2"` where a LayerNorm follows, else `"l1"`; `"delta"` needs `"l1"`.
+            the model family's own: `"l2"` where a LayerNorm follows, else `"l1"`; `"delta"` needs `"l1"`. Adaptive
+            clusters have no such weights.
         expansion: `"soft"` is the weighted sum of the paper, `"nearest"` copies the nearest cluster (released DPT),
             `"delta"` adds the weighted change of the clusters to the token as it was at clustering (ours). None takes
-            what was released for the model family.
+            what was released for the model family, and `"delta"` for adaptive clusters, which cannot be `"soft"`.
         similarity_on: `"tokens"` compares the residual stream (released), `"normalized"` compares it after the first
-            LayerNorm of the block that follows.
+            LayerNorm of the block that follows. None is `"tokens"` for a grid, `"normalized"` for adaptive clusters.
         decode_clusters: of Segmenter only, None elsewhere: whether its decoder runs on the clusters and class logits
             are reconstructed (released), or features are, before the decoder. With `expansion="delta"` only the
             decoder's blocks run on the clusters, and their change is added to the tokens. None is True, except with
@@ -65,8 +77,12 @@ class TokenClusteringConfig(Setting):
         ValueError: on any value outside of what is written above; the message names a value that works.
     """
 
-    cluster_after: int
-    cluster_grid: tuple[int, int]
+    cluster_after: int | tuple[int, ...]
+    cluster_grid: tuple[int, int] | None = None
+    clusters: float | int | tuple[float | int, ...] | None = None
+    size_attention: bool | None = None
+    round_share: float = 0.2
+    tile: int | None = None
     reconstruct_after: int | None = None
     iterations: int = 5
     inverse_temperature: float | str = "auto"
@@ -75,7 +91,7 @@ class TokenClusteringConfig(Setting):
     neighbor_window: int | None = None
     normalization: str | None = None
     expansion: str | None = None
-    similarity_on: str = "tokens"
+    similarity_on: str | None = None
     decode_clusters: bool | None = None
     mask_shift: str | None = None
     shared_frames: int = 1
@@ -86,18 +102,53 @@ class TokenClusteringConfig(Setting):
     example = {"cluster_after": 6, "cluster_grid": [16, 16]}
 
     def __post_init__(self) -> None:
+        for name in ("cluster_after", "clusters"):
+            value = getattr(self, name)
+            if isinstance(value, (list, tuple)):
+                object.__setattr__(self, name, tuple(value))
         super().__post_init__()
+        check_clusters(self)
+        if self.similarity_on is None:
+            object.__setattr__(self, "similarity_on", "normalized" if self.adaptive else "tokens")
+        if self.size_attention is None:
+            object.__setattr__(self, "size_attention", self.adaptive)
+        if self.adaptive and self.expansion is None:
+            object.__setattr__(self, "expansion", "delta")
         self._check_schedule()
         self._check_clustering()
         self._check_reconstruction()
         self._check_decoder()
 
+    @property
+    def adaptive(self) -> bool:
+        """Whether clusters are regions of free shape."""
+        return self.clusters is not None
+
+    @property
+    def starts(self) -> tuple[int, ...]:
+        """Blocks before each step of clustering."""
+        return self.cluster_after if isinstance(self.cluster_after, tuple) else (self.cluster_after,)
+
+    def counts(self, tokens: int) -> tuple[int, ...]:
+        """Clusters after each step, of so many tokens that are clustered together.
+
+        Raises:
+            ValueError: when there are more clusters than tokens, or than a step before left.
+        """
+        if not self.adaptive:
+            return (self.cluster_grid[0] * self.cluster_grid[1],)
+        given = self.clusters if isinstance(self.clusters, tuple) else (self.clusters,)
+        counts = tuple(c if is_int(c) else max(1, round(c * tokens)) for c in given)
+        fewer = all(b <= a for a, b in zip((tokens, *counts), counts, strict=False))
+        allowed = f"at most as many clusters as tokens ({tokens}), and no more than the step before left"
+        require(fewer, "clusters", self.clusters, allowed, 0.5 if len(given) == 1 else falling(len(given)))
+        return counts
+
     def _check_schedule(self) -> None:
-        after = self.cluster_after
-        require(is_int(after) and after >= 0, "cluster_after", after, "a number of blocks, 0 or more", 6)
+        last = self.starts[-1]
         until = self.reconstruct_after
-        allowed = f"None or a number of blocks above cluster_after ({after})"
-        require(until is None or (is_int(until) and until > after), "reconstruct_after", until, allowed, after + 1)
+        allowed = f"None or a number of blocks above cluster_after ({last})"
+        require(until is None or (is_int(until) and until > last), "reconstruct_after", until, allowed, last + 1)
 
     def _check_clustering(self) -> None:
         check_iterations(self.iterations)
@@ -141,7 +192,9 @@ class TokenClusteringConfig(Setting):
             decodes_clusters or self.decode_clusters is None, "decode_clusters", self.decode_clusters, allowed, None
         )
         expansion = self.expansion or expansion
-        if self.normalization is None:
+        if self.adaptive:
+            normalization = None
+        elif self.normalization is None:
             normalization = "l1" if expansion == "delta" else normalization
         else:
             normalization = self.normalization
@@ -152,12 +205,15 @@ class TokenClusteringConfig(Setting):
 
     def check_depth(self, depth: int) -> None:
         """Raises ValueError where the schedule does not fit `depth` blocks."""
-        in_range = self.cluster_after < depth
+        in_range = self.starts[-1] < depth
+        # One number for each step: the blocks in equal parts, the first of them before any step.
+        steps = len(self.starts)
+        example = depth // 2 if steps == 1 else tuple(depth * (i + 1) // (steps + 1) for i in range(steps))
         require(
-            in_range, "cluster_after", self.cluster_after, f"between 0 and {depth - 1} for {depth} blocks", depth // 2
+            in_range, "cluster_after", self.cluster_after, f"between 0 and {depth - 1} for {depth} blocks", example
         )
         until = self.reconstruct_after
-        allowed = f"None or between {self.cluster_after + 1} and {depth} for {depth} blocks"
+        allowed = f"None or between {self.starts[-1] + 1} and {depth} for {depth} blocks"
         require(until is None or until <= depth, "reconstruct_after", until, allowed, depth)
 
     def check_no_mask_shift(self) -> None:
@@ -214,9 +270,22 @@ class TokenClusteringConfig(Setting):
     def check_grid(self, grid: tuple[int, int], unit: str = "the image") -> None:
         """Raises ValueError where the clusters outnumber the (H, W) tokens of what is clustered together, `unit`."""
         height, width = grid
+        if self.adaptive:
+            self.counts(height * width)
+            return
         clusters = self.cluster_grid[0] * self.cluster_grid[1]
         example = (max(1, height * 7 // 10), max(1, width * 7 // 10))
         allowed = (
             f"at most as many clusters as tokens: {unit} has {height} x {width} = {height * width}, not {clusters}"
         )
         require(clusters <= height * width, "cluster_grid", self.cluster_grid, allowed, example)
+
+    def check_no_clusters(self, model_type: str) -> None:
+        """Raises ValueError for adaptive clusters or their attention, for a host that takes a grid only."""
+        if self.adaptive:
+            raise ValueError(
+                f"clusters={self.clusters!r} is not valid: it must be None for {model_type!r}, whose windows or "
+                "relative positions need a grid of clusters, for example clusters=None, cluster_grid=(7, 7)."
+            )
+        allowed = f"None or False for {model_type!r}, whose attention takes no sizes"
+        require(not self.size_attention, "size_attention", self.size_attention, allowed, False)

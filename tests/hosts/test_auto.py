@@ -278,7 +278,7 @@ def test_observation_is_per_thread_and_gives_the_map():
 def test_a_loop_that_does_not_pass_the_track_on_is_noticed(monkeypatch):
     """Never a silent no-op: what another version of Transformers might do."""
     fast = ta.accelerate(ViTModel(ViTTester().config()), ACCEL)
-    monkeypatch.setattr("hf_tokaccel.hosts.track.TrackedLayer.__call__", lambda self, x, *a, **k: self.layer(x))
+    monkeypatch.setattr("hf_tokaccel.hosts.tracked.TrackedBlock.__call__", lambda self, x, *a, **k: self.forward(x))
     with pytest.raises(RuntimeError, match="0 of 4 blocks ran through the acceleration"):
         run(fast, ViTTester().images())
 

@@ -21,7 +21,7 @@ from transformers import (
 )
 
 import hf_tokaccel as ta
-from hf_tokaccel.hosts import track
+from hf_tokaccel.hosts import clusters
 from hf_tokaccel.models.beit import TokAccelBeitBackbone, TokAccelBeitForMaskedImageModeling
 from hf_tokaccel.registry import accelerated_class
 
@@ -164,9 +164,9 @@ def test_heads_with_and_without_a_class_of_their_own_run_on_an_accelerated_backb
 def reconstructions(monkeypatch, model, **kwargs):
     """How many feature maps one pass rebuilds."""
     calls = []
-    original = track.reconstruct_tokens
+    original = clusters.reconstruct_tokens
     with monkeypatch.context() as patch:
-        patch.setattr("hf_tokaccel.hosts.track.reconstruct_tokens", lambda *a: calls.append(1) or original(*a))
+        patch.setattr("hf_tokaccel.hosts.clusters.reconstruct_tokens", lambda *a: calls.append(1) or original(*a))
         FamilyTester.run(model, FamilyTester().images(), **kwargs)
     return len(calls)
 

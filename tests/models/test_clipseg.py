@@ -5,7 +5,7 @@ from transformers import CLIPSegConfig, CLIPSegForImageSegmentation, CLIPSegVisi
 from transformers.utils import output_capturing
 
 import hf_tokaccel as ta
-from hf_tokaccel.hosts import track
+from hf_tokaccel.hosts import clusters
 from hf_tokaccel.models.clipseg import TokAccelCLIPSegForImageSegmentation, TokAccelCLIPSegVisionModel
 
 TINY = {
@@ -85,8 +85,8 @@ def test_image_prompts_run_through_the_accelerated_tower(segmenter):
 
 @pytest.mark.skipif(not hasattr(output_capturing, "selected_hidden_states"), reason="new in transformers 5.23")
 def test_only_what_the_decoder_reads_is_reconstructed(segmenter, monkeypatch):
-    fast, calls, original = ta.accelerate(segmenter, ACCEL), [], track.reconstruct_tokens
-    monkeypatch.setattr("hf_tokaccel.hosts.track.reconstruct_tokens", lambda *a: calls.append(1) or original(*a))
+    fast, calls, original = ta.accelerate(segmenter, ACCEL), [], clusters.reconstruct_tokens
+    monkeypatch.setattr("hf_tokaccel.hosts.clusters.reconstruct_tokens", lambda *a: calls.append(1) or original(*a))
     expected = run(fast, output_hidden_states=True)
     everything = len(calls)
     calls.clear()

@@ -62,7 +62,7 @@ class TestDeiTForImageClassificationWithTeacher(DeiTTester):
     native, auto = DeiTForImageClassificationWithTeacher, AutoModelForImageClassification
 
     def test_nothing_is_reconstructed_for_class_and_distillation_token(self, fast, monkeypatch):
-        monkeypatch.setattr("hf_tokaccel.hosts.track.reconstruct_tokens", None)
+        monkeypatch.setattr("hf_tokaccel.hosts.clusters.reconstruct_tokens", None)
         self.run(fast, self.images())
 
 

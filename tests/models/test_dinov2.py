@@ -11,7 +11,7 @@ from transformers import (
 )
 
 import hf_tokaccel as ta
-from hf_tokaccel.hosts import track
+from hf_tokaccel.hosts import clusters
 from hf_tokaccel.models.dinov2 import TokAccelDinov2Backbone
 
 
@@ -48,8 +48,10 @@ class TestDinov2Backbone(Dinov2Tester):
 
     def test_only_the_maps_that_are_read_are_reconstructed(self, fast, monkeypatch):
         calls = []
-        original = track.reconstruct_tokens
-        monkeypatch.setattr("hf_tokaccel.hosts.track.reconstruct_tokens", lambda *a: calls.append(1) or original(*a))
+        original = clusters.reconstruct_tokens
+        monkeypatch.setattr(
+            "hf_tokaccel.hosts.clusters.reconstruct_tokens", lambda *a: calls.append(1) or original(*a)
+        )
         self.run(fast, self.images())
         assert len(calls) == 2  # stages 2 and 4; stage 1 comes before the clustering
         calls.clear()
@@ -58,9 +60,9 @@ class TestDinov2Backbone(Dinov2Tester):
 
     def test_one_plan_serves_all(self, fast, monkeypatch):
         calls = []
-        original = track.plan_reconstruction
+        original = clusters.plan_reconstruction
         monkeypatch.setattr(
-            "hf_tokaccel.hosts.track.plan_reconstruction", lambda *a, **k: calls.append(1) or original(*a, **k)
+            "hf_tokaccel.hosts.clusters.plan_reconstruction", lambda *a, **k: calls.append(1) or original(*a, **k)
         )
         self.run(fast, self.images(), output_hidden_states=True)
         assert len(calls) == 1

@@ -17,7 +17,7 @@ from transformers import (
 )
 
 import hf_tokaccel as ta
-from hf_tokaccel.hosts import track
+from hf_tokaccel.hosts import clusters
 
 GOLDEN = Path(__file__).parents[1] / "goldens" / "expedit_dpt_vit_8x8_4x4.safetensors"
 TINY = {
@@ -60,8 +60,10 @@ class TestDPTForDepthEstimation(DPTTester):
 
     def test_only_what_the_neck_reads_is_expanded(self, fast, monkeypatch):
         calls = []
-        original = track.reconstruct_tokens
-        monkeypatch.setattr("hf_tokaccel.hosts.track.reconstruct_tokens", lambda *a: calls.append(1) or original(*a))
+        original = clusters.reconstruct_tokens
+        monkeypatch.setattr(
+            "hf_tokaccel.hosts.clusters.reconstruct_tokens", lambda *a: calls.append(1) or original(*a)
+        )
         self.run(fast, self.images())
         assert len(calls) == 3  # blocks 1, 2, 3; block 0 comes before the clustering
 

@@ -66,11 +66,11 @@ class TestMaskFormerSwinBackbone(MaskFormerSwinTester):
         return MaskFormerSwinConfig(**TINY, out_features=["stage1", "stage2", "stage3"])
 
     def test_states_that_nobody_reads_are_not_rebuilt(self, fast, monkeypatch):
-        import hf_tokaccel.hosts.track as track
+        import hf_tokaccel.hosts.clusters as clusters
 
         rebuilt = []
-        native = track.reconstruct_tokens
-        monkeypatch.setattr(track, "reconstruct_tokens", lambda *args: rebuilt.append(args) or native(*args))
+        native = clusters.reconstruct_tokens
+        monkeypatch.setattr(clusters, "reconstruct_tokens", lambda *args: rebuilt.append(args) or native(*args))
         self.run(fast, self.images())
         assert len(rebuilt) == 1
         self.run(fast, self.images(), output_hidden_states=True)

@@ -11,7 +11,7 @@ from transformers import AutoImageProcessor, AutoModel, AutoModelForSemanticSegm
 
 import hf_tokaccel as ta
 from hf_tokaccel.convert.segmenter_keys import to_original_names, to_our_names
-from hf_tokaccel.hosts import track
+from hf_tokaccel.hosts import clusters
 from hf_tokaccel.measure.flops import flop_counter
 from hf_tokaccel.models.segmenter import (
     SegmenterConfig,
@@ -296,9 +296,9 @@ DECODED = {**ACCEL, "expansion": "delta", "decode_clusters": True}
 
 
 def test_delta_adds_the_change_in_the_decoders_blocks_too(monkeypatch):
-    plans, plan = [], track.plan_reconstruction
+    plans, plan = [], clusters.plan_reconstruction
     monkeypatch.setattr(
-        "hf_tokaccel.hosts.track.plan_reconstruction", lambda *a, **k: plans.append(plan(*a, **k)) or plans[-1]
+        "hf_tokaccel.hosts.clusters.plan_reconstruction", lambda *a, **k: plans.append(plan(*a, **k)) or plans[-1]
     )
     model, images = ta.accelerate(tiny_model(), DECODED), torch.randn(2, 3, 32, 32)
     seen = []
@@ -306,10 +306,10 @@ def test_delta_adds_the_change_in_the_decoders_blocks_too(monkeypatch):
     head, norm = model.decode_head, model.segmenter.layernorm
     with torch.no_grad():
         logits = model(images).logits
-        clusters, (rule,) = seen[0], plans
-        weights = torch.zeros(2, 64, clusters.shape[1]).scatter_add_(2, rule.indices, rule.weights)
-        tokens = norm(rule.tokens + weights @ (clusters - rule.centroids))
-        before = head.projection(norm(clusters))
+        refined, (rule,) = seen[0], plans
+        weights = torch.zeros(2, 64, refined.shape[1]).scatter_add_(2, rule.indices, rule.weights)
+        tokens = norm(rule.tokens + weights @ (refined - rule.centroids))
+        before = head.projection(norm(refined))
         states = torch.cat((before, head.class_embeddings.expand(2, -1, -1)), 1)
         for layer in head.layers:
             states = layer(states)
@@ -365,9 +365,9 @@ def test_soft_is_rebuilt_after_the_last_layernorm():
 
 
 def test_one_plan_per_pass(monkeypatch):
-    calls, original = [], track.plan_reconstruction
+    calls, original = [], clusters.plan_reconstruction
     monkeypatch.setattr(
-        "hf_tokaccel.hosts.track.plan_reconstruction", lambda *a, **k: calls.append(1) or original(*a, **k)
+        "hf_tokaccel.hosts.clusters.plan_reconstruction", lambda *a, **k: calls.append(1) or original(*a, **k)
     )
     model = ta.accelerate(tiny_model(), ACCEL)
     with torch.no_grad():

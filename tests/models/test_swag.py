@@ -47,7 +47,7 @@ def test_nothing_is_reconstructed_and_the_span_is_class_token_and_clusters(nativ
     for layer in torch.nn.ModuleList.__iter__(model.vit.layers):
         layer.register_forward_pre_hook(lambda _, arguments: lengths.append(arguments[0].shape[1]))
     for name in ("reconstruct_tokens", "plan_reconstruction"):
-        monkeypatch.setattr(f"hf_tokaccel.hosts.track.{name}", None)
+        monkeypatch.setattr(f"hf_tokaccel.hosts.clusters.{name}", None)
     model(images)
     assert lengths == [1 + 64] * CLUSTER_AFTER + [1 + 25] * (DEPTH - CLUSTER_AFTER)
 

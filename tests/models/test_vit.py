@@ -46,7 +46,7 @@ class TestViTForImageClassification(ViTTester):
     native, auto = ViTForImageClassification, AutoModelForImageClassification
 
     def test_nothing_is_reconstructed_for_the_class_token(self, fast, monkeypatch):
-        monkeypatch.setattr("hf_tokaccel.hosts.track.reconstruct_tokens", None)
+        monkeypatch.setattr("hf_tokaccel.hosts.clusters.reconstruct_tokens", None)
         self.run(fast, self.images())
 
 

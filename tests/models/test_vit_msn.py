@@ -44,5 +44,5 @@ class TestViTMSNForImageClassification(ViTMSNTester):
     native, auto = ViTMSNForImageClassification, AutoModelForImageClassification
 
     def test_nothing_is_reconstructed_for_the_class_token(self, fast, monkeypatch):
-        monkeypatch.setattr("hf_tokaccel.hosts.track.reconstruct_tokens", None)
+        monkeypatch.setattr("hf_tokaccel.hosts.clusters.reconstruct_tokens", None)
         self.run(fast, self.images())

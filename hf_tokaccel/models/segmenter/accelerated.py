@@ -4,14 +4,18 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
+import torch.nn.functional as F
 from torch import Tensor
 
 from ...checks import as_pair
 from ...hosts.config import AcceleratedConfig
 from ...hosts.layout import TokenLayout
 from ...hosts.modeling import AcceleratedModel, enter, record
+from ...hosts.sizes import ClusterInputs, weigh_sizes
 from ...hosts.track import TokenTrack
+from ...hosts.tracked import track_blocks
 from ...registry import register_family
+from ...settings.clustering import TokenClusteringConfig
 from .configuration import SegmenterConfig
 from .modeling import SegmenterForSemanticSegmentation, SegmenterModel, token_grid
 
@@ -94,13 +98,20 @@ class TokAccelSegmenterForSemanticSegmentation(_AcceleratedSegmenter, SegmenterF
     accel_parts = ("segmenter",)
     forward = _leave_last_clustered(enter(SegmenterForSemanticSegmentation.forward), decodes=True)
 
+    def install_accel(self, accel: TokenClusteringConfig | None) -> None:
+        super().install_accel(accel)
+        if accel is not None and accel.size_attention and accel.decode_clusters and self.config.accel_decodes_change:
+            track_blocks(self.decode_head.layers, self.segmenter.accel_norm)
+            for layer in self.decode_head.layers:
+                weigh_sizes(layer)
+
     def classify(self, tokens: Tensor, accel_track: TokenTrack | None = None, **kwargs: Any) -> Tensor:
         if accel_track is None or not accel_track.clustered:
             return self.decode_head(tokens)
         if self.accel.expansion == "delta":
             return self._decode_change(tokens, accel_track)
         if self.accel.decode_clusters:
-            logits = self.decode_head(tokens)
+            logits = self.decode_head(tokens, **self._sizes(accel_track))
             return accel_track.rebuild(logits)
         return self.decode_head(accel_track.rebuild(tokens))
 
@@ -108,9 +119,16 @@ class TokAccelSegmenterForSemanticSegmentation(_AcceleratedSegmenter, SegmenterF
         """Logits of all tokens from a decoder whose blocks see clusters (B, M, hidden_size), after the LayerNorm."""
         tokens = self.segmenter.layernorm(track.rebuild(track.last_clusters))
         before = self.decode_head.projection(clusters)
-        after, classes = self.decode_head.transform(before)
+        after, classes = self.decode_head.transform(before, **self._sizes(track))
         patches = self.decode_head.projection(tokens) + track.spread(after - before)
         return self.decode_head.compare(patches, classes)
+
+    def _sizes(self, track: TokenTrack) -> dict[str, Any]:
+        """What the decoder's blocks need to weigh clusters by their size, beside class embeddings that stand alone."""
+        if track.bias is None or not self.config.accel_decodes_change:
+            return {}
+        bias = F.pad(track.bias[..., track.layout.prefix :], (0, self.config.num_labels))
+        return {"accel_inputs": ClusterInputs(bias, None)}
 
 
 register_family(

@@ -111,15 +111,18 @@ class SegmenterMaskDecoder(nn.Module):
         self.class_projection = nn.Linear(size, size, bias=False)
         self.mask_layernorm = nn.LayerNorm(config.num_labels, eps=eps)
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        return self.compare(*self.transform(self.projection(tokens)))
+    def forward(self, tokens: Tensor, **kwargs: Any) -> Tensor:
+        return self.compare(*self.transform(self.projection(tokens), **kwargs))
 
-    def transform(self, patches: Tensor) -> tuple[Tensor, Tensor]:
-        """Projected tokens (B, N, size) and the class embeddings (B, num_labels, size) after the blocks."""
+    def transform(self, patches: Tensor, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Projected tokens (B, N, size) and the class embeddings (B, num_labels, size) after the blocks.
+
+        Keywords go to the blocks.
+        """
         count = patches.shape[1]
         states = torch.cat((patches, self.class_embeddings.expand(len(patches), -1, -1)), dim=1)
         for layer in self.layers:
-            states = layer(states)
+            states = layer(states, **kwargs)
         return states[:, :count], states[:, count:]
 
     def compare(self, patches: Tensor, classes: Tensor) -> Tensor:
