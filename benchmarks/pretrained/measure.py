@@ -132,7 +132,8 @@ def add_times(found: list[dict], rows: Sequence[Row], field: Field, rounds: int)
     """
     judge = field.judge
     image = judge.images[:1]
-    timed = [n for method in {row.method for row in rows} for n in on_front(found, method)]
+    methods = dict.fromkeys(row.method for row in rows if row.timed)
+    timed = [n for method in methods for n in on_front(found, method)]
     functions = [lambda row=row: run_row(row, judge, image) for row in (dense_row(field), *(rows[n] for n in timed))]
     on_cpu, threads = image.device.type == "cpu", torch.get_num_threads()
     if on_cpu:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from itertools import product
 
 import torch
-from torch import Tensor
-from transformers import PreTrainedModel
+import torch.nn.functional as F
 
 import hf_tokaccel as ta
 from hf_tokaccel import TokenClusteringConfig
@@ -15,16 +15,25 @@ from hf_tokaccel.hosts.blocks import Encoder
 from hf_tokaccel.images import input_step
 from hf_tokaccel.rivals import build
 from hf_tokaccel.rivals.build import Rival
+from hf_tokaccel.rivals.regions import choose_regions
 from hf_tokaccel.tuning.encoder import describe_encoder
 
-from .schedules import SHARES, counts_of, grid_for, merged_for, share_of
-from .subject import Judge
+from .schedules import SHARES, counts_of, grid_for, merged_counts, merged_for, share_of, steps_for
+from .subject import Judge, features
 
 Size = tuple[int, int]
 SMALLEST = 0.55  # of the side, of lower resolutions
 # Released settings that are searched: shares of the blocks before clustering, and temperatures in units of the mean
-# squared distance between tokens there, beside "auto".
+# squared distance between tokens there, beside "auto"; on corners of this share of some photographs, for these speeds.
 STARTS, TEMPERATURES = (1 / 12, 2 / 12, 4 / 12, 6 / 12), (5.0, 20.0, 80.0)
+CORNER, SEARCHED_IMAGES, SEARCHED_SHARES = 0.6, 4, (0.8, 0.6, 0.4)
+# Steps of adaptive clusters after these shares of the depth, twelfths since the models that were looked at have 12.
+STEPS = {
+    "one step": (2,),
+    "three steps": (1, 4, 8),
+    "five steps": (1, 3, 5, 7, 9),
+    "eleven steps": tuple(range(1, 12)),
+}
 
 
 @dataclass(frozen=True)
@@ -35,11 +44,13 @@ class Row:
         method: whose front it belongs to.
         rival: how it runs.
         share: of the dense blocks' FLOPs, in closed form.
+        timed: whether its time says anything.
     """
 
     method: str
     rival: Rival
     share: float
+    timed: bool = True
 
 
 @dataclass(frozen=True)
@@ -92,8 +103,10 @@ def lower_resolution(field: Field) -> Iterator[Row]:
         yield Row("lower resolution", rival, encoder.flops / field.encoder.flops)
 
 
-def _on_grids(field: Field, method: str, after: int, **values) -> Iterator[Row]:
-    for share in field.shares:
+def _on_grids(
+    field: Field, method: str, after: int, shares: tuple[float, ...] | None = None, **values
+) -> Iterator[Row]:
+    for share in shares or field.shares:
         grid = grid_for(field.encoder, after, share)
         if grid is not None:
             setting = TokenClusteringConfig(cluster_after=after, cluster_grid=grid, **values)
@@ -107,12 +120,33 @@ def released(field: Field) -> Iterator[Row]:
 
 
 def released_searched(field: Field) -> Iterator[Row]:
-    """The same with its start and its temperature searched; the best on these very photographs count."""
-    for after in sorted({field.after(share) for share in STARTS}):
-        temperatures = ("auto", *(round(t / field.distance(after), 9) for t in TEMPERATURES))
-        for temperature in temperatures:
-            values = {"expansion": "soft", "inverse_temperature": temperature}
-            yield from _on_grids(field, "released, searched", after, **values)
+    """The same with start and temperature searched, on corners of the photographs that it is then judged on."""
+    images = _corners(field.judge.images[:SEARCHED_IMAGES])
+    dense = features(field.judge.model, images, field.judge.grid)
+    chosen = {}
+    for share in SEARCHED_SHARES:
+        tried = {}
+        for after, scale in product(sorted({field.after(start) for start in STARTS}), (None, *TEMPERATURES)):
+            temperature = "auto" if scale is None else round(scale / field.distance(after), 9)
+            grid = grid_for(field.encoder, after, share)
+            if grid is not None:
+                setting = TokenClusteringConfig(
+                    cluster_after=after, cluster_grid=grid, expansion="soft", inverse_temperature=temperature
+                )
+                found = features(ta.accelerate(field.judge.model, setting), images, field.judge.grid)
+                tried[after, temperature] = F.mse_loss(found, dense).item()
+        chosen[share] = min(tried, key=tried.get)
+    for share in field.shares:
+        after, temperature = chosen[min(chosen, key=lambda searched: abs(searched - share))]
+        values = {"expansion": "soft", "inverse_temperature": temperature}
+        yield from _on_grids(field, "released, searched", after, (share,), **values)
+
+
+def _corners(images: torch.Tensor) -> torch.Tensor:
+    """The upper left part of images, as large as they were."""
+    height, width = images.shape[-2:]
+    part = images[..., : round(CORNER * height), : round(CORNER * width)]
+    return F.interpolate(part, (height, width), mode="bicubic", antialias=True)
 
 
 def grid_recommended(field: Field) -> Iterator[Row]:
@@ -135,11 +169,45 @@ def token_merging(field: Field) -> Iterator[Row]:
     for share in field.shares:
         merged = merged_for(field.encoder, share)
         if merged is not None:
-            left = [
-                max(1, field.judge.grid[0] * field.judge.grid[1] - merged * (i + 1))
-                for i in range(len(field.encoder.blocks))
-            ]
+            left = merged_counts(field.encoder, merged)
             yield Row("token merging", build.merged(field.subject, merged), share_of(field.encoder, left))
+
+
+def _steps(field: Field, name: str) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
+    depth = len(field.encoder.blocks)
+    after = tuple(dict.fromkeys(max(1, round(twelfths * depth / 12)) for twelfths in STEPS[name]))
+    for share in field.shares:
+        clusters = steps_for(field.encoder, after, share)
+        if clusters is not None:
+            yield after, clusters
+
+
+def adaptive(field: Field) -> Iterator[Row]:
+    """Adaptive clusters: steps that each leave the same part of the clusters, matched in one round and in several."""
+    for name, share in (*((name, 0.5) for name in STEPS), ("one step", 0.2), ("five steps", 0.2)):
+        for after, clusters in _steps(field, name):
+            setting = TokenClusteringConfig(cluster_after=after, clusters=clusters, round_share=share)
+            method = f"adaptive, {name}" + (", small rounds" if share < 0.5 else "")
+            yield field.clustered(method, setting, counts_of(field.encoder, after, clusters))
+
+
+def _otherwise(field: Field, kind: str, method: str, timed: bool) -> Iterator[Row]:
+    for after, clusters in _steps(field, "five steps"):
+        setting = TokenClusteringConfig(cluster_after=after, clusters=clusters)
+        share = share_of(field.encoder, counts_of(field.encoder, after, clusters))
+        model = choose_regions(field.judge.model, setting, kind)
+        name = f"{kind} regions {', '.join(map(str, clusters))} after {', '.join(map(str, after))}"
+        yield Row(method, Rival(name, "clusters", model, accel=setting.to_dict()), share, timed)
+
+
+def random_regions(field: Field) -> Iterator[Row]:
+    """Five steps with regions that do not look at the image: what adaptivity adds."""
+    yield from _otherwise(field, "random", "random regions, five steps", True)
+
+
+def exact_agglomeration(field: Field) -> Iterator[Row]:
+    """Five steps with Ward's tree over all tokens: the limit of better matching. Its time would be scikit-learn's."""
+    yield from _otherwise(field, "ward", "exact agglomeration, five steps", False)
 
 
 METHODS: tuple[Callable[[Field], Iterator[Row]], ...] = (
@@ -149,4 +217,7 @@ METHODS: tuple[Callable[[Field], Iterator[Row]], ...] = (
     grid_recommended,
     grid_pooling,
     token_merging,
+    random_regions,
+    exact_agglomeration,
+    adaptive,
 )

