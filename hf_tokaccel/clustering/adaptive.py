@@ -80,7 +80,7 @@ def partition_tokens(
         else:
             member = rows.rows
             sizes, means = rows.sizes.to(x.dtype), _means(x, rows)
-        for joined in _rounds(means.shape[1], count, share):
+        for joined in matching_rounds(means.shape[1], count, share):
             moved, sizes, means = _join(sizes, means, joined, None if tile is None else tile * tile)
             member = moved.gather(1, member)
         return TokenRegions(member.contiguous(), sizes.long())
@@ -174,7 +174,7 @@ def append_bias(query: Tensor, key: Tensor, bias: Tensor, scale: float, multiple
     return query, key
 
 
-def _rounds(regions: int, count: int, share: float) -> list[int]:
+def matching_rounds(regions: int, count: int, share: float) -> list[int]:
     """How many regions each round joins to others."""
     joined = []
     while regions > count:
@@ -262,7 +262,7 @@ def _partition_by_pulling(x, count, share, rows, grid, tile) -> TokenRegions:
         regions, member = rows.sizes.shape[1], rows.rows
         order, starts = (rows.order, rows.starts) if rows.order is not None else _by_region(member, regions)
         means = _bag_means(x, order, starts)
-    for joined in _rounds(regions, count, share):
+    for joined in matching_rounds(regions, count, share):
         least, choice = _choose_by_pulling(means, starts, tile)
         number = _numbers(least, choice, joined, regions)
         member, regions = (number if member is None else number.gather(1, member)), regions - joined
