@@ -37,8 +37,15 @@ class ClusterInputs(NamedTuple):
     """(B, keys) token whose relative positions each key has."""
 
 
+class _AmbientInputs(CompileableContextVar):
+    """Dynamo of PyTorch 2.11 cannot trace `ContextVar.get`, which the base calls where nothing was set before."""
+
+    def get(self) -> ClusterInputs | None:
+        return self.global_var if torch.compiler.is_compiling() else super().get()
+
+
 # Those of the block that runs, in this thread.
-_ambient_inputs = CompileableContextVar("tokaccel_inputs")
+_ambient_inputs = _AmbientInputs("tokaccel_inputs")
 
 
 @contextmanager
