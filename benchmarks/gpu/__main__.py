@@ -188,6 +188,7 @@ def main() -> None:
         EFFORT.warm_up = EFFORT.alone = EFFORT.in_a_row = 0.01
     if device.type == "cuda":
         share_what_is_compiled()
+        torch.set_num_threads(2)  # of tiny models on the processor, which other processes use too
     gc.freeze()  # no search for garbage need look through what imports have made
     steps = Steps(path, ends, device, tuple(args.only))
     plan = Plan(steps, args.quick)
