@@ -274,7 +274,8 @@ def _choose_by_pulling(means: Tensor, starts: Tensor | None, tile: int | None) -
         return least, places // 2
     squares = torch.linalg.vector_norm(means, dim=-1).square()
     cost = squares[:, ::2, None] + squares[:, None, 1::2]
-    cost.baddbmm_(means[:, ::2], means[:, 1::2].transpose(1, 2), alpha=-2)
+    evens, odds = means[:, ::2], means[:, 1::2].transpose(1, 2)
+    cost = cost - 2 * (evens @ odds) if torch.compiler.is_compiling() else cost.baddbmm_(evens, odds, alpha=-2)
     if starts is not None:
         shares = (starts[:, 1:] - starts[:, :-1]).reciprocal()
         cost.div_(shares[:, ::2, None] + shares[:, None, 1::2])
