@@ -6,10 +6,12 @@ import json
 import threading
 
 import fresh
+import gpu
 import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
+from torch._subclasses.fake_tensor import DataDependentOutputException
 from transformers import AutoModel
 
 import hf_tokaccel as ta
@@ -85,6 +87,7 @@ class FamilyTester:
         secondary: whether another class, of this family or of one built alike, runs the same blocks by the same
             wrappers; then compiling, exporting and fresh processes, which take most of the time, are tested by
             `make test-slow` only.
+        reads_values: whether the native forward asks for values of tensors, so that it waits for a GPU itself.
         slow_graphs: whether the same holds, but for fresh processes, for a class whose blocks are its own, to keep the
             default run short: its wrappers are those of a family that is tested by default.
     """
@@ -114,6 +117,7 @@ class FamilyTester:
     unchanged_states = None
     secondary = False
     slow_graphs = False
+    reads_values = False
 
     def config(self):
         """A tiny native configuration with large random weights; default ones output about 1e-8 and prove nothing."""
@@ -265,6 +269,16 @@ class FamilyTester:
         for thread in threads:
             thread.join()
         assert not wrong
+
+    # on a GPU
+
+    @gpu.every_format()
+    def test_nothing_of_ours_waits_for_a_gpu(self, model, fast, number_format):
+        if self.reads_values:
+            with pytest.raises(DataDependentOutputException):
+                gpu.waits(model, self.run, self.images(), number_format)
+            return
+        assert not gpu.waits(fast, self.run, self.images(), number_format)
 
     # 5, 6: loading and saving
 

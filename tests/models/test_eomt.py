@@ -32,6 +32,7 @@ class QueryBlocksTester(FamilyTester):
     other_size = None
     flop_ratio = 0.95
     single_graph = False
+    reads_values = True
 
     sizes = {
         "image_size": 32,
