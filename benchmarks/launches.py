@@ -23,8 +23,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.method import CLUSTER_GRID, GRID, WIDTH, adaptive
-from hf_tokaccel.clustering import adaptive as regions
-from hf_tokaccel.clustering import functional, tiling
+from hf_tokaccel.clustering import functional, pulling, tiling
 from hf_tokaccel.functional import cluster_tokens, plan_reconstruction, reconstruct_tokens
 
 # Eager, compiled: what issue 17 asks for.
@@ -99,7 +98,7 @@ class Launches(TorchDispatchMode):
                 self.paused = False
 
         with contextlib.ExitStack() as stack:
-            for module in (functional, regions, tiling):
+            for module in (functional, pulling, tiling):
                 stack.enter_context(mock.patch.object(module, "constant", constant))
             yield
 

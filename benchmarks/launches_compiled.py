@@ -24,7 +24,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from hf_tokaccel.clustering import adaptive, functional, tiling
+from hf_tokaccel.clustering import functional, pulling, tiling
 
 H100 = SimpleNamespace(
     name="NVIDIA H100 80GB HBM3",
@@ -80,7 +80,7 @@ def _trace(function: Callable, shape: tuple[int, ...], mode: FakeTensorMode) -> 
 @contextlib.contextmanager
 def _constants(constant: Callable) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
-        for module in (functional, adaptive, tiling):
+        for module in (functional, pulling, tiling):
             stack.enter_context(mock.patch.object(module, "constant", constant))
         yield
 
