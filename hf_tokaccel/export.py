@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from .checks import UserError
+from .checks import UserError, did_you_mean
 
 SUFFIXES = {"onnx": ".onnx", "torch": ".pt2"}
 # Of the largest output: ONNX Runtime fuses and reorders float32 arithmetic.
@@ -78,7 +78,8 @@ def export_model(
     """
     path = Path(path)
     if format not in SUFFIXES:
-        raise UserError(f"format={format!r} must be one of {', '.join(SUFFIXES)}; for example onnx")
+        near = did_you_mean(format, SUFFIXES)
+        raise UserError(f"format={format!r} must be one of {', '.join(SUFFIXES)}; for example onnx{near}")
     if path.suffix != SUFFIXES[format]:
         raise UserError(
             f"{path} must end in {SUFFIXES[format]} for format {format}, for example model{SUFFIXES[format]}"

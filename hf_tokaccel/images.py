@@ -97,15 +97,21 @@ def open_photographs(paths: Sequence[str | Path] = ()) -> dict[str, np.ndarray]:
         paths = [next(folder.glob(f"{name}.*"), folder / f"{name}.png") for name in PHOTOGRAPHS]
     missing = [str(path) for path in paths if not Path(path).is_file()]
     if missing:
-        raise UserError(
-            f"image {', '.join(missing)} does not exist; give image files, or no path for those of scikit-image"
-        )
+        raise UserError(f"{no_image(missing[0])}; give image files, or no path for those of scikit-image")
     images = {}
     for path in map(Path, paths):
         if path.stem in images:
             raise UserError(f"two photographs are called {path.stem!r}, the last is {path}; rename one of them")
         images[path.stem] = read_image(path)
     return images
+
+
+def no_image(path: str | Path) -> str:
+    """What is wrong with a path where an image file should be."""
+    if not Path(path).is_dir():
+        return f"image {path} does not exist"
+    files = sorted(entry.name for entry in Path(path).iterdir() if entry.is_file())
+    return f"{path} is a folder, {f'with for example {files[0]}' if files else 'and there is no file in it'}"
 
 
 def patch_size(config) -> int:

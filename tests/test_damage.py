@@ -202,3 +202,24 @@ def test_support_is_asked_before_the_image_size(tmp_path):
         ("tune", tmp_path / "resnet", "--gflops", "0.5"),
     ):
         assert "model type 'resnet' cannot be accelerated" in refused(*command)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("models", "dptt"), "no model type or class holds 'dptt' (did you mean dpt?)"),
+        (("presets", "segmentr"), "no preset holds 'segmentr' (did you mean"),
+        (("show", "astronat"), "(did you mean astronaut?)"),
+        (("show", "EMPTY"), "is a folder, and there is no file in it"),
+        (("bench", "dpt-larg-384"), "model 'dpt-larg-384' is not known (did you mean dpt-large-384?)"),
+        (("evaluate", "instnces"), "model 'instnces' is not known (did you mean instances?)"),
+        (("evaluate", "depth", "--images", "EMPTY", "--cpu"), "is a folder, and there is no file in it"),
+        (("evaluate", "segmentation", "--dataset", "ade20:x", "--cpu"), "(did you mean ade20k?)"),
+        (("evaluate", "segmentation", "--dataset", "scens", "--cpu"), "(did you mean scenes?)"),
+        (("evaluate", "panoptic", "--dataset", "coc:x", "--cpu"), "(did you mean coco?)"),
+        (("evaluate", "depth", "--split", "tset", "--cpu"), "(did you mean test?)"),
+        (("tune", "depth", "--gflops", "0.5", "--images", "EMPTY"), "holds no image file"),
+    ],
+)
+def test_the_nearest_right_name(tmp_path, arguments, says):
+    assert says in refused(*(str(tmp_path) if word == "EMPTY" else word for word in arguments))
