@@ -45,6 +45,11 @@ def write_json(path: str | Path, values: Any, *, exact: bool = False) -> None:
     write_text(path, _text(_plain(values, exact), "") + "\n")
 
 
+def json_line(values: Any) -> str:
+    """The same on one line, for a file with a record on each."""
+    return _line(_plain(values, exact=False))
+
+
 def _plain(value: Any, exact: bool) -> Any:
     """What JSON can hold, such as null for a share of nothing."""
     if isinstance(value, dict):
