@@ -174,3 +174,20 @@ def as_images(photographs: Sequence[Any], size: tuple[int, int], processor: Any 
         pixels = torch.nn.functional.interpolate(pixels, size, mode="bicubic", antialias=True).clamp(0, 1)
         images.append((pixels - mean[:, None, None]) / std[:, None, None])
     return torch.cat(images)
+
+
+@torch.no_grad()
+def run_once(model: Any, images: torch.Tensor, **inputs: Any) -> Any:
+    """The output for images (B, 3, h, w), asked for before anything is measured or written.
+
+    Raises:
+        ValueError: The model does not take images of this size, or needs other inputs too.
+    """
+    try:
+        return model(pixel_values=images, **inputs)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise UserError(
+            f"{type(model).__name__} does not run on images of {tuple(images.shape[-2:])} alone: "
+            f"{' '.join(str(error).split())[:300]}; give a size that it takes, or a model that reads images "
+            "only, such as the vision tower of a model with text"
+        ) from error
