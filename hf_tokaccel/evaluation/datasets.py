@@ -126,7 +126,7 @@ def load_table(name: str, split: str, specifications: str):
             return datasets.load_from_disk(name)
     elif name.startswith((".", "/", "~")) or name.count("/") != 1 or not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
         near = did_you_mean(name, re.split(r"[ ,]+", specifications))
-        raise UserError(f"dataset {name!r} is neither known nor a folder{near}; use {specifications}")
+        raise UserError(f"dataset {name!r} is neither known nor a folder; use {specifications}{near}")
     try:
         return datasets.load_dataset(name, split=split)
     except Exception as error:  # The library raises a different type for each of network, name, split and file format.

@@ -320,7 +320,7 @@ def open_instance_dataset(
     if kind == "coco" and colon:
         return _open_coco(rest, split, limit, image_folder)
     raise UserError(
-        f"dataset {specification!r} is not known{did_you_mean(kind, ('scenes', 'coco'))}; use {SPECIFICATIONS}"
+        f"dataset {specification!r} is not known; use {SPECIFICATIONS}{did_you_mean(kind, ('scenes', 'coco'))}"
     )
 
 

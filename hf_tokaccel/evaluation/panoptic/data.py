@@ -309,6 +309,6 @@ def open_panoptic_dataset(
         return _open_scenes(folder or "typical", split or "test", limit, seed, size, labels)
     if not colon or kind not in LAYOUTS:
         raise UserError(
-            f"dataset {specification!r} is not known{did_you_mean(kind, ('scenes', *LAYOUTS))}; use {SPECIFICATIONS}"
+            f"dataset {specification!r} is not known; use {SPECIFICATIONS}{did_you_mean(kind, ('scenes', *LAYOUTS))}"
         )
     return _open_layout(kind, folder, split, limit, labels, match)
