@@ -407,6 +407,24 @@ class FamilyTester:
 
     # 8: training
 
+    @pytest.mark.slow
+    @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::DeprecationWarning")
+    def test_traces(self, fast):
+        """As torch.jit.trace does; test_swin has a quick case of it."""
+
+        class Whole(torch.nn.Module):  # It knows the parameters, which a function would not.
+            def __init__(self):
+                super().__init__()
+                self.model = fast
+
+            def forward(whole, images):  # noqa: N805
+                return tuple(self.run(whole.model, images))
+
+        with torch.no_grad():  # A trace does not know those of `run`.
+            traced = torch.jit.trace(Whole(), self.images(), check_trace=False)
+            actual = traced(self.images(seed=5))
+        self.assert_close(actual, self.run(fast, self.images(seed=5)))
+
     def test_gradients_flow_and_checkpointing_changes_nothing(self, model):
         fast = ta.accelerate(self.build(), self.accel).train()
 

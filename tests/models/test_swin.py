@@ -301,6 +301,14 @@ def test_mask_shift_is_refused_where_windows_do_not_shift():
         ta.accelerate_config(ViTConfig(), {"cluster_after": 6, "cluster_grid": 7, "mask_shift": "released"})
 
 
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::DeprecationWarning")
+def test_traces():
+    """Where sizes are tensors; what test_traces of each family, which is slow, caught here alone."""
+    tester = TestSwinBackbone()
+    torch.manual_seed(0)
+    tester.test_traces(ta.accelerate(tester.build().eval(), tester.accel))
+
+
 def test_setting_without_a_window_to_shrink():
     config = SwinConfig(**{**TINY, "window_size": 1})
     with pytest.raises(ValueError, match=r"cluster_after=2 .*stage 2 .*have one token each.*accel=None"):
