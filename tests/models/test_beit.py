@@ -1,5 +1,6 @@
 import pytest
 import torch
+from adaptive_family import Adaptive
 from family import ACCEL, TINY_DINOV2, FamilyTester, flatten
 from transformers import (
     AutoModel,
@@ -94,6 +95,10 @@ class TestBeitBackbone(BeitTester):
     image_size, grid = (32, 48), (8, 12)
     reentrant = False
     options = {"out_indices": [1, 2, 4], "use_shared_relative_position_bias": True}
+
+
+class TestBeitAdaptive(Adaptive, TestBeitBackbone):
+    pass
 
 
 class TestDPTOnBeit(BeitTester):

@@ -1,4 +1,5 @@
 import torch
+from adaptive_family import Adaptive
 from family import ACCEL, FamilyTester
 from test_beit import TINY, reconstructions, resized_bias
 from transformers import (
@@ -47,6 +48,10 @@ class TestData2VecVisionModel(Data2VecVisionTester):
     image_size, grid = (32, 48), (8, 12)
     reentrant = False
     options = {"use_shared_relative_position_bias": True}
+
+
+class TestData2VecVisionAdaptive(Adaptive, TestData2VecVisionModel):
+    pass
 
 
 class TestData2VecVisionForImageClassification(Data2VecVisionTester):

@@ -1,5 +1,6 @@
 import pytest
 import torch
+from adaptive_family import AdaptiveInFull
 from family import ACCEL, FamilyTester
 from transformers import (
     AutoModel,
@@ -82,6 +83,11 @@ class TestDINOv3ViTBackbone(DINOv3ViTTester):
         seen, original = [], dinov3_vit.rotary
         monkeypatch.setattr(dinov3_vit, "rotary", lambda *a: seen.append(original(*a)) or seen[-1])
         return seen
+
+
+class TestDINOv3ViTAdaptive(AdaptiveInFull, DINOv3ViTTester):
+    native, auto = DINOv3ViTBackbone, TokAccelDINOv3ViTBackbone
+    image_size, grid = (32, 48), (8, 12)
 
 
 @pytest.mark.parametrize("legacy", [True, False], ids=["legacy_keys", "new_keys"])

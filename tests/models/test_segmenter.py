@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from adaptive_family import AdaptiveInFull
 from family import ACCEL, FamilyTester
 from safetensors import safe_open
 from safetensors.torch import load_file
@@ -192,6 +193,10 @@ class SegmenterTester(FamilyTester):
 
 class TestSegmenterForSemanticSegmentation(SegmenterTester):
     native, auto = SegmenterForSemanticSegmentation, AutoModelForSemanticSegmentation
+
+
+class TestSegmenterAdaptive(AdaptiveInFull, TestSegmenterForSemanticSegmentation):
+    pass
 
 
 class TestSegmenterWithFeaturesReconstructed(SegmenterTester):
