@@ -114,16 +114,20 @@ class AdaptiveClusters:
         self.accel, self.tokens = accel, tokens
         # What layouts take for a grid.
         self.shape = (1, count)
-        self.regions = partition_tokens(
-            tokens if keys is None else keys,
-            count,
-            share=accel.round_share,
-            rows=None if before is None else before.regions,
-            grid=grid if accel.tile else None,
-            tile=accel.tile,
-        )
+        self.regions = self.partition(tokens if keys is None else keys, grid, count, before)
         self.means = average_tokens(values, self.regions)
         self.centroids = self.means[..., : tokens.shape[-1]].to(tokens.dtype)
+
+    def partition(self, keys: Tensor, grid: Grid, count: int, before: AdaptiveClusters | None) -> TokenRegions:
+        """Which token is of which cluster; rivals choose otherwise."""
+        return partition_tokens(
+            keys,
+            count,
+            share=self.accel.round_share,
+            rows=None if before is None else before.regions,
+            grid=grid if self.accel.tile else None,
+            tile=self.accel.tile,
+        )
 
     def sizes(self) -> Tensor:
         """(B, M) tokens of each cluster."""

