@@ -21,6 +21,7 @@ from ..checks import UserError
 from ..clustering.adaptive import append_bias
 from ..upstream import ALL_ATTENTION_FUNCTIONS, CompileableContextVar
 from .change import change
+from .fused import attend_fused, fuses
 
 _NAME = "tokaccel_sizes"
 # What takes a bias as its mask; names with "flash" get it as one more feature of queries and keys.
@@ -117,6 +118,8 @@ def sized_attention(
                 f"it takes a bias: use one of {', '.join(_MASKED)} or a flash kernel, for example "
                 "attn_implementation='sdpa'; or size_attention=False."
             )
+        if name == "sdpa" and attention_mask is None and fuses(query, kwargs):
+            return attend_fused(query, key, value, bias, kwargs.get("scaling")), None
         mask = bias.to(query.dtype)
         if attention_mask is not None:
             is_choice = attention_mask.dtype == torch.bool
