@@ -125,8 +125,18 @@ def sized_attention(
             is_choice = attention_mask.dtype == torch.bool
             mask = mask.masked_fill(~attention_mask, -math.inf) if is_choice else mask + attention_mask
         if name == "flex_attention":
+            _check_flex(query.device)
             mask = mask.expand(-1, -1, query.shape[2], -1)
         return attend(module, query, key, value, mask, **kwargs)
+
+
+def _check_flex(device: torch.device) -> None:
+    # PyTorch 2.14 compiles flex attention with any tensor as the mask to code that ends the process on a CPU.
+    if device.type == "cpu":
+        raise ValueError(
+            "attn_implementation='flex_attention' is not valid with size_attention=True on a CPU, where PyTorch's "
+            "kernel crashes with a bias: use attn_implementation='sdpa'; or size_attention=False."
+        )
 
 
 def _attend_with_feature(attend, module, query, key, value, attention_mask, bias, kwargs) -> tuple[Tensor, None]:

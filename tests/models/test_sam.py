@@ -66,6 +66,7 @@ def awaken(model):
 class WindowTester(FamilyTester):
     """Clusters of 2 x 2 in windows of 5 x 5: 2 x 2 windows, so a map of 4 x 4 clusters."""
 
+    takes_adaptive = False
     grid, other_size = (5, 5), None
     accel = ACCEL
     states = "hidden_states"  # the name of that output
@@ -146,6 +147,7 @@ class TestSamModel(WindowTester):
 class TestSamWithoutWindows(FamilyTester):
     """Only global blocks: the whole map is clustered."""
 
+    takes_adaptive = False
     secondary = True
     native, auto = SamVisionModel, AutoModel
     other_size = None
