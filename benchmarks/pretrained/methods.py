@@ -175,7 +175,7 @@ def token_merging(field: Field) -> Iterator[Row]:
 
 def _steps(field: Field, name: str) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
     depth = len(field.encoder.blocks)
-    after = tuple(dict.fromkeys(max(1, round(twelfths * depth / 12)) for twelfths in STEPS[name]))
+    after = tuple(dict.fromkeys(max(1, twelfths * depth // 12) for twelfths in STEPS[name]))
     for share in field.shares:
         clusters = steps_for(field.encoder, after, share)
         if clusters is not None:
