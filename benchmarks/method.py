@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from benchmarks.common import ROOT, interleaved, ratios, save, stamp, summary
+from benchmarks.workloads import adaptive, make_tokens
 from hf_tokaccel.functional import (
     average_tokens,
     cluster_tokens,
@@ -33,7 +34,7 @@ from hf_tokaccel.functional import (
 from hf_tokaccel.measure.memory import peak_memory
 
 # The numbers below depend on these files only.
-PATHS = ["hf_tokaccel/clustering", "benchmarks/method.py", "benchmarks/common.py"]
+PATHS = ["hf_tokaccel/clustering", *(f"benchmarks/{name}.py" for name in ("method", "workloads", "common"))]
 
 GRID, CLUSTER_GRID, WIDTH, ITERATIONS, NEIGHBORS = (40, 40), (28, 28), 1024, 5, 20
 TARGETS = {5: 0.20, 7: 0.25}
@@ -42,14 +43,6 @@ SIDES, SCALING_WIDTH, SCALING_WINDOW = (32, 64, 128, 256), 256, 5
 # What compares all with all.
 QUADRATIC = ("global plan", "adaptive", "dense clustering")
 DENSE_LIMIT = 8e9  # bytes that the dense form may take
-
-
-def make_tokens(grid: tuple[int, int], width: int) -> Tensor:
-    """Smooth maps plus noise, as features are."""
-    generator = torch.Generator().manual_seed(0)
-    coarse = torch.randn(1, width, 10, 10, generator=generator)
-    maps = F.interpolate(coarse, size=grid, mode="bilinear").flatten(2).transpose(1, 2)
-    return maps + 0.5 * torch.randn(1, grid[0] * grid[1], width, generator=generator)
 
 
 def dense_near(grid: tuple[int, int], cluster_grid: tuple[int, int], window: int) -> Tensor:
@@ -86,13 +79,6 @@ def dense_reconstruct(x: Tensor, s: Tensor, z: Tensor) -> Tensor:
 def gather_einsum(z: Tensor, plan) -> Tensor:
     """A plan applied by the obvious gather of (B, N, k, C)."""
     return torch.einsum("bnk,bnkc->bnc", plan.weights, z[:, plan.indices[0]])
-
-
-def adaptive(x: Tensor, count: int, **options) -> Tensor:
-    """Partition, means and the change of the regions added to the tokens."""
-    regions = partition_tokens(x, count, **options)
-    centroids = average_tokens(x, regions)
-    return reconstruct_regions(centroids, regions, tokens=x, centroids=centroids)
 
 
 def adaptive_functions(x: Tensor) -> dict[str, Callable[[], object]]:

@@ -52,6 +52,7 @@ _LARGE = {
     "dpt-large-384": "DPT-L",
     "dpt-large-480x640": "DPT-L on NYUv2's size",
     "depth-anything-l-518": "Depth Anything L",
+    "dinov3-l-1024": "DINOv3 L",
     "mask2former-swin-l-1152": "Mask2Former on Swin-L, the paper's settings",
     "sam-h-1024": "the vision encoder of SAM ViT-H, the paper's settings",
 }

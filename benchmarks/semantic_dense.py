@@ -27,6 +27,7 @@ from hf_tokaccel.measure.flops import count_gflops
 from hf_tokaccel.measure.speed import time_interleaved
 from hf_tokaccel.results.files import write_json
 from hf_tokaccel.results.report import markdown_table
+from hf_tokaccel.training.loop import last_checkpoint
 from hf_tokaccel.training.segmentation import evaluate
 from hf_tokaccel.upstream import attention_of
 
@@ -59,7 +60,7 @@ def train(folder: Path, backbone: str, seed: int, device: str, options: list[str
     folder.mkdir(parents=True, exist_ok=True)
     note.write_text(json.dumps(command))
     command += ["--work", str(work), "--output", str(model)]
-    command += ["--resume"] if (work / "checkpoint").is_dir() else []
+    command += ["--resume"] if last_checkpoint(work) else []
     print("python", shlex.join(command), flush=True)
     if subprocess.run([sys.executable, *command], cwd=ROOT, check=False).returncode:
         raise SystemExit(f"training into {folder} failed; the same command goes on from its last checkpoint.")

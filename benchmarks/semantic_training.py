@@ -43,6 +43,7 @@ from hf_tokaccel.training.classification import (
 )
 from hf_tokaccel.training.classification.models import input_size
 from hf_tokaccel.training.classification.recipe import PRESETS
+from hf_tokaccel.training.loop import last_checkpoint
 from hf_tokaccel.tuning.text import parse_accel
 
 PATHS = [
@@ -91,7 +92,7 @@ def train_one(args: argparse.Namespace, data: str, kind: str, seed: int) -> dict
         eval_every=max(1, recipe.epochs // 4),
         keep="last",
         save_every=500,
-        resume=(folder / "checkpoint").is_dir(),
+        resume=last_checkpoint(folder) is not None,
         identity=asked,
     )
     run = Run(model, processor, train, validation, recipe, accelerator, settings)

@@ -12,14 +12,16 @@ import torch
 import transformers
 from transformers import AutoConfig, AutoImageProcessor, PreTrainedConfig, PreTrainedModel
 
-from .checks import first_line
+from .checks import LARGEST, UserError, brief, did_you_mean, first_line, said_by
 from .discovery import PREFIX
 from .hosts.config import stored_accel
 from .hosts.convert import to_native
 from .hosts.modeling import AcceleratedModel
-from .hub.files import load_processor
+from .hub.card import architectures_of
+from .hub.files import check_weights, load_processor
 from .reference import REFERENCE_MODELS, reference_model_path
 from .registry import accelerated_models_of, auto_models_of
+from .results.files import read_json
 from .upstream import is_auto_class
 
 DTYPES = ("auto", "float32", "float16", "bfloat16")
@@ -94,11 +96,11 @@ class ModelKind:
         fitting = [auto for auto, configs in self.autos.items() if type(config) in configs]
         if not fitting:
             types = sorted({c.model_type for configs in self.autos.values() for c in configs})
-            raise ValueError(
+            raise UserError(
                 f"model {source!r} is of type {config.model_type!r}, which {self.lacks}; types that do: "
                 f"{', '.join(types)}"
             )
-        models, named = auto_models_of(type(config)), set(config.architectures or ())
+        models, named = auto_models_of(type(config)), set(architectures_of(config))
         exact = [auto for auto in fitting if named & {cls.__name__ for cls in models.get(auto, ())}]
         return (exact or fitting)[0]
 
@@ -115,15 +117,56 @@ def load_config(name: str | Path, example: str = "Intel/dpt-large") -> PreTraine
         ValueError: Nothing to load there: unknown, no network, or a folder without config.json.
     """
     source = resolve_source(name)
-    if Path(source).is_dir() and not (Path(source) / "config.json").is_file():
-        raise ValueError(f"folder {source} has no config.json; give one that save_pretrained wrote, or a Hub id")
+    folder = Path(source)
+    if folder.is_dir():
+        return read_config(folder)
+    advice = (
+        f"give a Hub id such as {example}, a folder that save_pretrained wrote, or one of the models of this package: "
+        f"{', '.join(REFERENCE_MODELS)}"
+    )
+    if folder.is_file():
+        raise UserError(f"model {source!r} is a file; {advice}")
+    near = did_you_mean(source, REFERENCE_MODELS)
+    # What is not OWNER/NAME needs no network to be known as wrong.
+    if source.startswith((".", "/", "~")) or source.count("/") > 1 or "\\" in source:
+        raise UserError(f"folder {source!r} does not exist; {advice}")
+    if "/" not in source and near:
+        raise UserError(f"model {source!r} is not known{near}; {advice}")
     try:
         return AutoConfig.from_pretrained(source)
-    except (OSError, ValueError, KeyError) as error:
-        raise ValueError(
-            f"model {source!r} cannot be loaded: {first_line(error)}; give a Hub id such as {example}, a "
-            f"folder that save_pretrained wrote, or one of the models of this package: {', '.join(REFERENCE_MODELS)}"
-        ) from error
+    except Exception as error:  # Of the network, of the Hub, or whatever a file there leads to.
+        raise UserError(f"model {source!r} cannot be loaded: {said_by(error)}; {advice}") from error
+
+
+def read_config(folder: Path) -> PreTrainedConfig:
+    """Configuration of a folder.
+
+    Raises:
+        ValueError: There is no config.json, or none that a configuration can be made of.
+    """
+    path = folder / "config.json"
+    if not path.is_file():
+        raise UserError(f"folder {folder} has no config.json; give one that save_pretrained wrote, or a Hub id")
+    values = read_json(path)
+    if not isinstance(values, dict):
+        raise UserError(f"{path} holds {brief(values, 60)}, not the fields of a configuration")
+    if (wrong := _beyond_tensors(values)) is not None:
+        raise UserError(f"{path}: {wrong} is a number that no size of a model can be")
+    try:
+        return AutoConfig.from_pretrained(folder)
+    except Exception as error:  # Transformers checks some fields, and computes with others.
+        raise UserError(f"{path} is not valid: {said_by(error)}") from error
+
+
+def _beyond_tensors(values: Any) -> str | None:
+    """Name of a field with a whole number that is too large for a size; some would be counted up to."""
+    inner = values.items() if isinstance(values, dict) else enumerate(values) if isinstance(values, list) else ()
+    for key, value in inner:
+        if isinstance(value, int) and abs(value) > LARGEST:
+            return str(key)
+        if (found := _beyond_tensors(value)) is not None:
+            return found
+    return None
 
 
 def load_checkpoint(
@@ -149,17 +192,26 @@ def load_checkpoint(
             there must be one, or weights that do not cover the model.
     """
     if dtype not in DTYPES:
-        raise ValueError(f"dtype={dtype!r} must be one of {', '.join(DTYPES)}; for example float32")
+        raise UserError(f"dtype={dtype!r} must be one of {', '.join(DTYPES)}; for example float32")
     config = load_config(name) if kind is None else load_config(name, kind.example)
     source = resolve_source(name)
     cls = find_class(config, auto_class) if kind is None else kind.auto_class(config, source)
     # Shapes that do not fit are named below like weights that are missing.
     options = {"output_loading_info": True, "ignore_mismatched_sizes": True}
+    if Path(source).is_dir():
+        check_weights(Path(source))
     try:
         processor = load_processor(source) if kind is None else AutoImageProcessor.from_pretrained(source)
         model, info = cls.from_pretrained(source, dtype=dtype if dtype == "auto" else getattr(torch, dtype), **options)
+    except UserError:
+        raise
     except OSError as error:
-        raise ValueError(f"model {source!r} is incomplete: {first_line(error)}") from error
+        raise UserError(f"model {source!r} is incomplete: {first_line(error)}") from error
+    except Exception as error:  # Whatever values of config.json lead to, such as a division by a patch size of 0.
+        raise UserError(
+            f"model {source!r} cannot be made of its files: {said_by(error)}; --debug (in Python: the traceback) "
+            "shows where"
+        ) from error
     if missing := missing_weights(info):
         if kind is None:
             what = type(model).__name__
@@ -168,9 +220,7 @@ def load_checkpoint(
         else:
             what = f"a {kind.trained_for} model"
             remedy = f"give one that was trained for {kind.trained_for}, such as {kind.example}"
-        raise ValueError(
-            f"model {source!r} lacks {len(missing)} weights of {what}, for example {missing[0]}; {remedy}"
-        )
+        raise UserError(f"model {source!r} lacks {len(missing)} weights of {what}, for example {missing[0]}; {remedy}")
     accel = stored_accel(model.config)
     if isinstance(model, AcceleratedModel) or accel is not None:
         model = to_native(model)
@@ -191,17 +241,19 @@ def find_class(config: PreTrainedConfig, auto_class: str | None = None) -> type:
         is_auto = is_auto_class(cls)
         is_model = isinstance(cls, type) and issubclass(cls, PreTrainedModel)
         if (is_auto and auto_class not in usable) or not (is_auto or is_model):
-            raise ValueError(f"class {auto_class!r} does not load model type {config.model_type!r}: {allowed}")
+            near = did_you_mean(auto_class, usable)
+            raise UserError(f"class {auto_class!r} does not load model type {config.model_type!r}{near}: {allowed}")
         return cls
-    names = config.architectures or []
+    names = architectures_of(config)
     known = {cls.__name__: cls for classes in auto_models_of(type(config)).values() for cls in classes}
     known |= {cls.__name__: cls for cls in accelerated_models_of(type(config))}
     for name in names:
         cls = known.get(name) or getattr(transformers, name, None)
-        if cls is not None:
+        if isinstance(cls, type) and issubclass(cls, PreTrainedModel):
             return cls
-    raise ValueError(
-        f"config.json names {', '.join(names) or 'no class'} in architectures, which says nothing of how to load this "
+    path = f"{config.name_or_path}/config.json" if config.name_or_path else "config.json"
+    raise UserError(
+        f"{path} names {', '.join(names) or 'no class'} in architectures, which says nothing of how to load this "
         f"{config.model_type!r} model: give --auto-class; {allowed}"
     )
 

@@ -2,21 +2,54 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+import difflib
+import sys
+from collections.abc import Iterable, Sequence
+from numbers import Integral, Real
 from typing import Any
 
 EXPANSIONS = ("soft", "nearest", "delta")
 NORMALIZATIONS = ("l2", "l1")
+# Whole numbers beyond it wrap, or their doubles do, in the arithmetic of tensors: NaN without a word.
+LARGEST = 2**31 - 1
+COLDEST = 1e20  # inverse temperature; times squared distances it must stay within float32
+
+
+class UserError(ValueError):
+    """What a user can put right, said in one line; the command line shows all else, our bugs, with a traceback."""
 
 
 def require(condition: bool, name: str, value: Any, allowed: str, example: Any) -> None:
     if not condition:
-        raise ValueError(f"{name}={value!r} is not valid: it must be {allowed}, for example {name}={example!r}.")
+        if isinstance(value, int) and abs(value) > LARGEST:
+            allowed = f"{allowed}, and no number above {LARGEST}"
+        raise UserError(f"{name}={brief(value)} is not valid: it must be {allowed}, for example {name}={example!r}.")
+
+
+def brief(value: Any, length: int = 200) -> str:
+    """A value as an error names it: not longer than a line."""
+    if isinstance(value, int) and abs(value) >= 10**length:
+        return "a number of too many digits"  # Python refuses to write out thousands.
+    text = repr(value)
+    return text if len(text) <= length else f"{text[: length - 3]}..."
+
+
+def nearest(name: Any, known: Iterable[Any]) -> str | None:
+    """The known name that a misspelt one is nearest to; None where none is near."""
+    names = {str(one).lower(): str(one) for one in known}
+    found = difflib.get_close_matches(str(name).lower(), names, n=1, cutoff=0.6)
+    return names[found[0]] if found else None
+
+
+def did_you_mean(name: Any, known: Iterable[Any]) -> str:
+    """` (did you mean ...?)` for the nearest of the known names; nothing where none is near."""
+    found = nearest(name, known)
+    return "" if found is None else f" (did you mean {found}?)"
 
 
 def is_int(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+    """Whether it is a whole number that tensors can compute with, of Python or NumPy; a truth value is none."""
+    return isinstance(value, (int, Integral)) and not isinstance(value, bool) and -LARGEST <= value <= LARGEST
 
 
 def is_count(value: Any) -> bool:
@@ -25,14 +58,26 @@ def is_count(value: Any) -> bool:
 
 def is_number(value: Any) -> bool:
     """Whether it is a finite number, for which a truth value does not stand."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and -math.inf < value < math.inf
+    if isinstance(value, bool) or not isinstance(value, (int, float, Real)):
+        return False
+    # False of NaN, and exact of whole numbers that no float can hold.
+    return abs(value) <= sys.float_info.max
+
+
+def as_plain(value: Any) -> Any:
+    """Python's numbers for those of NumPy, which JSON would not take, also in a list; all else as it is."""
+    if isinstance(value, (list, tuple)):
+        return type(value)(map(as_plain, value))
+    if isinstance(value, (int, float)) or not isinstance(value, Real):
+        return value
+    return int(value) if isinstance(value, Integral) else float(value)
 
 
 def as_pair(value: Any) -> Any:
     """(height, width) of a side, which means a square, or of a list, which comes from JSON; all else as it is."""
     if is_int(value):
-        return (value, value)
-    return tuple(value) if isinstance(value, (list, tuple)) else value
+        return (as_plain(value), as_plain(value))
+    return tuple(as_plain(value)) if isinstance(value, (list, tuple)) else value
 
 
 # What both the settings and the functions of `clustering` take: each refuses a bad value in the same words.
@@ -51,8 +96,9 @@ def check_iterations(value: Any) -> None:
 
 def check_inverse_temperature(value: Any) -> None:
     """Raises ValueError unless it is a factor or `"auto"`."""
-    positive = is_number(value) and value > 0
-    require(positive or value == "auto", "inverse_temperature", value, "'auto' or a number above 0", "auto")
+    valid = (is_number(value) and 0 < value <= COLDEST) or (isinstance(value, str) and value == "auto")
+    allowed = f"'auto' or a number above 0, {COLDEST:g} at most"
+    require(valid, "inverse_temperature", value, allowed, "auto")
 
 
 def check_window(name: str, value: Any) -> None:
@@ -69,10 +115,17 @@ def check_neighbors(value: Any) -> None:
 def check_choice(name: str, value: Any, choices: Sequence[str], example: str, *, optional: bool = False) -> None:
     """Raises ValueError unless it is one of these names."""
     allowed = "None or " * optional + f"one of {', '.join(choices)}"
-    require(value in choices or (optional and value is None), name, value, allowed, example)
+    valid = isinstance(value, str) and value in choices
+    example = (nearest(value, choices) if isinstance(value, str) else None) or example
+    require(valid or (optional and value is None), name, value, allowed, example)
 
 
 def first_line(error: Exception) -> str:
     """What an error says first, without the advice on further lines."""
     text = str(error).strip()
     return text.splitlines()[0].rstrip(".") if text else type(error).__name__
+
+
+def said_by(error: Exception) -> str:
+    """What an error of another library says: some say no more than a key, so with its type."""
+    return first_line(error) if isinstance(error, UserError) else f"{type(error).__name__}: {first_line(error)}"

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from .checks import UserError
+
 SUFFIXES = {"onnx": ".onnx", "torch": ".pt2"}
 # Of the largest output: ONNX Runtime fuses and reorders float32 arithmetic.
 TOLERANCE = 1e-3
@@ -76,9 +78,9 @@ def export_model(
     """
     path = Path(path)
     if format not in SUFFIXES:
-        raise ValueError(f"format={format!r} must be one of {', '.join(SUFFIXES)}; for example onnx")
+        raise UserError(f"format={format!r} must be one of {', '.join(SUFFIXES)}; for example onnx")
     if path.suffix != SUFFIXES[format]:
-        raise ValueError(
+        raise UserError(
             f"{path} must end in {SUFFIXES[format]} for format {format}, for example model{SUFFIXES[format]}"
         )
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -90,15 +92,15 @@ def export_model(
     try:
         write(plain, images, path, list(expected))
     except ImportError as error:
-        raise ValueError(f"export to ONNX needs {error.name}: pip install onnx onnxscript onnxruntime") from error
+        raise UserError(f"export to ONNX needs {error.name}: pip install onnx onnxscript onnxruntime") from error
     except Exception as error:  # Dynamo, the exporter and the decompositions have errors of their own.
-        raise ValueError(
+        raise UserError(
             f"{type(model).__name__} cannot be exported to {format}: {str(error).strip().splitlines()[0][:300]}"
         ) from error
     run = _onnx_runtime if format == "onnx" else _run_program
     difference = _difference(run(path), probe, expected) if check else float("nan")
     if check and not difference <= TOLERANCE:
-        raise ValueError(
+        raise UserError(
             f"{path} differs from the eager model by {difference:.1e} of its largest output, more than "
             f"{TOLERANCE:.0e}: do not use it, and please report this"
         )
@@ -123,7 +125,7 @@ def _onnx_runtime(path: Path) -> Callable[[Tensor], list[Tensor]]:
     try:
         import onnxruntime
     except ImportError as error:
-        raise ValueError(
+        raise UserError(
             f"{path} is written but cannot be checked without onnxruntime: pip install onnxruntime, or --no-check"
         ) from error
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])

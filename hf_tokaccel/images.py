@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
-from .checks import as_pair, first_line
+from .checks import UserError, as_pair, brief, first_line
 
 
-class UnreadableError(ValueError):
+class UnreadableError(UserError):
     """A file that cannot be read, which the user may have skipped."""
 
 
@@ -28,14 +28,53 @@ def reading(name: str | Path) -> Iterator[None]:
         raise UnreadableError(f"{name} cannot be read ({first_line(error)})") from error
 
 
-def read_image(path: str | Path) -> np.ndarray:
-    """Image file as uint8 (H, W, 3).
+def read_image(path: str | Path, *, upright: bool = True) -> np.ndarray:
+    """Image file as uint8 (H, W, 3), see `as_rgb`.
+
+    Args:
+        path: of the file.
+        upright: turns it as its EXIF orientation says; False where labels are of the pixels as they are stored.
 
     Raises:
         UnreadableError: It cannot be read.
     """
     with reading(path), Image.open(path) as image:
-        return np.array(image.convert("RGB"))
+        return np.array(as_rgb(image, upright=upright))
+
+
+def as_rgb(image: Image.Image, *, upright: bool = True) -> Image.Image:
+    """Image of any mode as RGB of 8 bits; Pillow alone would cut off what is brighter than 255.
+
+    Grey of 16 bits is from 0 to 65535, and floating point from 0 to 1, or to 255 where something is above 1.
+
+    Args:
+        image: as Pillow opens it.
+        upright: see `read_image`.
+
+    Raises:
+        ValueError: Numbers of 32 bits of which nobody says what is white.
+    """
+    mode, kind = image.mode, image.format
+    if upright:
+        image = ImageOps.exif_transpose(image)
+    if mode == "F" or mode.startswith("I"):
+        image = Image.fromarray(_eight_bits(np.asarray(image), kind))
+    return image.convert("RGB")
+
+
+def _eight_bits(values: np.ndarray, kind: str | None) -> np.ndarray:
+    """Grey values as uint8 (H, W); `kind` is the format of the file that they are from."""
+    low, high = values.min(), values.max()
+    # Some versions of Pillow open these as 32 bits, of which the upper 16 are empty.
+    if values.dtype.itemsize == 2 or (kind in ("PNG", "PPM") and low >= 0 and high < 2**16):
+        return ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)
+    if not (low >= 0 and high <= 255):  # also of NaN
+        raise UserError(
+            f"grey values of {values.dtype} from {low} to {high}: nobody says what is white; they must be from 0 to "
+            "255, from 0 to 1 in floating point, or of 16 bits"
+        )
+    scale = 255 if values.dtype.kind == "f" and high <= 1 else 1
+    return (values * scale).round().astype(np.uint8)
 
 
 PHOTOGRAPHS = ("astronaut", "chelsea", "coffee", "rocket", "motorcycle_left")
@@ -51,20 +90,20 @@ def open_photographs(paths: Sequence[str | Path] = ()) -> dict[str, np.ndarray]:
         try:
             import skimage.data
         except ImportError as error:
-            raise ValueError(
+            raise UserError(
                 "--images without paths shows photographs of scikit-image: pip install scikit-image, or give files"
             ) from error
         folder = Path(skimage.data.__file__).parent
         paths = [next(folder.glob(f"{name}.*"), folder / f"{name}.png") for name in PHOTOGRAPHS]
     missing = [str(path) for path in paths if not Path(path).is_file()]
     if missing:
-        raise ValueError(
+        raise UserError(
             f"image {', '.join(missing)} does not exist; give image files, or no path for those of scikit-image"
         )
     images = {}
     for path in map(Path, paths):
         if path.stem in images:
-            raise ValueError(f"two photographs are called {path.stem!r}, the last is {path}; rename one of them")
+            raise UserError(f"two photographs are called {path.stem!r}, the last is {path}; rename one of them")
         images[path.stem] = read_image(path)
     return images
 
@@ -101,7 +140,7 @@ def default_size(config: Any, processor: Any, option: str = "--size") -> tuple[i
     for part in (config, *(getattr(config, name, None) for name in ("backbone_config", "vision_config"))):
         if isinstance(side := getattr(part, "image_size", None), (int, list, tuple)):
             return as_pair(side)
-    raise ValueError(f"a {config.model_type!r} model without image processor says no image size: give {option} 384")
+    raise UserError(f"a {config.model_type!r} model without image processor says no image size: give {option} 384")
 
 
 def parse_size(text: str | None) -> tuple[int, int] | None:
@@ -112,9 +151,9 @@ def parse_size(text: str | None) -> tuple[int, int] | None:
     """
     if text is None:
         return None
-    match = re.fullmatch(r"([1-9]\d*)(?:x([1-9]\d*))?", text.strip())
+    match = re.fullmatch(r"([1-9]\d{0,8})(?:x([1-9]\d{0,8}))?", text.strip())
     if match is None:
-        raise ValueError(f"size {text!r} must be HEIGHTxWIDTH or one side in pixels, for example 480x640")
+        raise UserError(f"size {brief(text)} must be HEIGHTxWIDTH or one side in pixels, for example 480x640")
     height, width = match.groups()
     return int(height), int(width or height)
 

@@ -12,6 +12,8 @@ from torch.ao.nn.quantized.dynamic import Linear as QuantizedLinear
 from torch.ao.quantization import quantize_dynamic
 from transformers import PreTrainedModel
 
+from .checks import UserError
+
 BACKENDS = ("torch", "torchao")
 
 
@@ -33,12 +35,12 @@ def quantize_int8(model: PreTrainedModel, backend: str = "torch") -> PreTrainedM
     check_backend(backend)
     parameter = next(model.parameters())
     if parameter.device.type != "cpu" or parameter.dtype != torch.float32:
-        raise ValueError(
+        raise UserError(
             f"a model of {str(parameter.dtype).removeprefix('torch.')} on {parameter.device} cannot be quantised so: "
             "dynamic int8 is for float32 models on the CPU, for example model.float().cpu(); on a GPU use bfloat16"
         )
     if not any(isinstance(module, nn.Linear) for module in model.modules()):
-        raise ValueError(f"{type(model).__name__} has no linear layer to quantise, for example run it in bfloat16")
+        raise UserError(f"{type(model).__name__} has no linear layer to quantise, for example run it in bfloat16")
     if backend == "torchao":
         from torchao.quantization import Int8DynamicActivationInt8WeightConfig, quantize_
 
@@ -54,9 +56,9 @@ def quantize_int8(model: PreTrainedModel, backend: str = "torch") -> PreTrainedM
 def check_backend(backend: str) -> None:
     """Raises ValueError for a backend of `quantize_int8` that is unknown or not installed."""
     if backend not in BACKENDS:
-        raise ValueError(f"backend={backend!r} must be one of {', '.join(BACKENDS)}; for example torch")
+        raise UserError(f"backend={backend!r} must be one of {', '.join(BACKENDS)}; for example torch")
     if backend == "torchao" and importlib.util.find_spec("torchao") is None:
-        raise ValueError(
+        raise UserError(
             "backend='torchao' needs the package torchao, which is not installed: pip install torchao, or take "
             "backend='torch'"
         )

@@ -7,6 +7,7 @@ from torch import nn
 from transformers import AutoBackbone, AutoConfig, AutoImageProcessor, PreTrainedConfig, PreTrainedModel
 from transformers.backbone_utils import BackboneMixin
 
+from .checks import UserError
 from .discovery import PREFIX, FoundByName, import_family_of
 from .upstream import auto_classes, auto_models, image_processors, register_conversions, tell_pipelines
 
@@ -143,9 +144,9 @@ def accelerated_models_of(config: type[PreTrainedConfig]) -> tuple[type[PreTrain
     return () if family is None else family.models
 
 
-def unsupported(what: str) -> ValueError:
+def unsupported(what: str) -> UserError:
     """The error for a host that cannot be accelerated: it lists those that can, and what to do."""
-    return ValueError(
+    return UserError(
         f"{what} cannot be accelerated. Supported model types: {', '.join(sorted(FAMILIES))}, and every model whose "
         "backbone_config is one of these with a Backbone class. For example load a 'dpt' or 'depth_anything' "
         "checkpoint, or describe the new family in one file: see 'Adding a family' in README.md."

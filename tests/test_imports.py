@@ -8,7 +8,7 @@ import pytest
 ROOT = Path(__file__).parents[1] / "hf_tokaccel"
 # An import points to the same line or to one above.
 ROOMS = """
-    version lazy checks discovery upstream registry
+    version lazy checks atomic discovery upstream registry
     clustering functional
     scenes
     results

@@ -11,6 +11,8 @@ from transformers import (
     DepthAnythingConfig,
     DepthAnythingForDepthEstimation,
     Dinov2Config,
+    DINOv3ViTConfig,
+    DINOv3ViTModel,
     DPTConfig,
     DPTForDepthEstimation,
     Mask2FormerConfig,
@@ -21,6 +23,7 @@ from transformers import (
     SwinConfig,
 )
 
+from ..checks import UserError
 from ..models.segmenter import SegmenterConfig, SegmenterForSemanticSegmentation
 
 _LARGE = {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096}
@@ -93,6 +96,10 @@ def _depth_anything() -> PreTrainedModel:
     return DepthAnythingForDepthEstimation(config)
 
 
+def _dinov3() -> PreTrainedModel:
+    return DINOv3ViTModel(DINOv3ViTConfig(**_LARGE, image_size=1024, patch_size=16, num_register_tokens=4))
+
+
 def _mask2former() -> PreTrainedModel:
     backbone = SwinConfig(
         image_size=384,
@@ -138,6 +145,9 @@ ARCHITECTURES = {
         _depth_anything,
         (_clusters(12, 26, expansion="delta"), _clusters(6, 18, expansion="delta")),
     ),
+    "dinov3-l-1024": Architecture(
+        "facebook/dinov3-vitl16-pretrain-lvd1689m", (1024, 1024), _dinov3, (_clusters(10, 45), _clusters(8, 32))
+    ),
     "mask2former-swin-l-1152": Architecture(
         "facebook/mask2former-swin-large-coco-panoptic",
         (1152, 1152),
@@ -157,7 +167,7 @@ def build_architecture(name: str, seed: int = 0) -> PreTrainedModel:
         ValueError: an unknown name.
     """
     if name not in ARCHITECTURES:
-        raise ValueError(f"architecture {name!r} must be one of {', '.join(ARCHITECTURES)}; for example dpt-large-384")
+        raise UserError(f"architecture {name!r} must be one of {', '.join(ARCHITECTURES)}; for example dpt-large-384")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return ARCHITECTURES[name].build().eval()

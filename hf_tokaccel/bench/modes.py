@@ -13,6 +13,7 @@ from torch.overrides import TorchFunctionMode
 from transformers import PreTrainedModel
 
 from ..auto import accelerate
+from ..checks import UserError
 from ..measure.compilation import compile_model
 from ..quantization import check_backend, quantize_int8
 from ..upstream import can_set_attention
@@ -47,9 +48,9 @@ class Mode:
     def check(self, device: torch.device) -> None:
         """Raises ValueError where a device cannot run it."""
         if self.compile == "reduce-overhead" and device.type != "cuda":
-            raise ValueError(f"mode {self.name!r} needs a GPU for its CUDA graphs; on {device.type} use compile")
+            raise UserError(f"mode {self.name!r} needs a GPU for its CUDA graphs; on {device.type} use compile")
         if self.dtype in INT8 and device.type != "cpu":
-            raise ValueError(f"mode {self.name!r} is for the CPU; on {device.type} use bfloat16")
+            raise UserError(f"mode {self.name!r} is for the CPU; on {device.type} use bfloat16")
         if self.dtype in INT8:
             check_backend(INT8[self.dtype])
 
@@ -75,9 +76,9 @@ class Mode:
         with _FusedCalls() as seen:
             call()
         if self.attention == "sdpa" and not seen.count:
-            raise ValueError(f"{type(model).__name__} has no SDPA attention: use mode eager, such as float32,eager")
+            raise UserError(f"{type(model).__name__} has no SDPA attention: use mode eager, such as float32,eager")
         if self.attention == "eager" and seen.count:
-            raise ValueError(
+            raise UserError(
                 f"{type(model).__name__} cannot be switched to eager attention once it is built: leave mode "
                 f"{self.name!r} out, for example --mode {self.dtype},sdpa"
             )
@@ -113,7 +114,7 @@ def parse_mode(text: str, backend: str = "inductor") -> Mode:
         kind = next((name for name, words in choices.items() if word in words), None)
         if kind is None or kind in values:
             allowed = "; ".join(f"one of {', '.join(words)}" for words in choices.values())
-            raise ValueError(
+            raise UserError(
                 f"mode {text!r} has {word!r} where {allowed} is expected, at most one of each kind; "
                 "for example bfloat16,sdpa,compile"
             )

@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from ..auto import accelerate
+from ..checks import UserError
 from ..measure.agreement import Reading, mean_agreement, read_pixels
 from ..measure.environment import describe_environment
 from ..measure.memory import peak_memory
@@ -71,9 +72,9 @@ def bench(
     """
     device = images.device
     if rounds < 1 or warmup < 0:
-        raise ValueError(f"rounds={rounds} must be 1 or more and warmup={warmup} 0 or more, for example 10 and 2")
+        raise UserError(f"rounds={rounds} must be 1 or more and warmup={warmup} 0 or more, for example 10 and 2")
     if not modes or len(set(modes)) < len(modes):
-        raise ValueError(
+        raise UserError(
             f"modes {[mode.name for mode in modes]} must be one or more different ones, for example [Mode()]"
         )
     for mode in modes:
@@ -120,7 +121,7 @@ def _check_runs(model: PreTrainedModel, images: Tensor) -> None:
     try:
         output = model(pixel_values=images[:1])
     except (TypeError, ValueError, RuntimeError) as error:
-        raise ValueError(
+        raise UserError(
             f"{type(model).__name__} does not run on images of {tuple(images.shape[-2:])} alone: "
             f"{' '.join(str(error).split())[:300]}; give a size that it takes, or a model that reads images "
             "only, such as the vision tower of a model with text"

@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from ..checkpoint import load_checkpoint, load_config
+from ..checks import UserError
 from ..images import as_images, default_size, open_photographs, parse_size
 from ..settings.clustering import TokenClusteringConfig
 from ..settings.methods import as_accel
@@ -95,5 +96,5 @@ def parse_device(text: str | None) -> torch.device:
         device = torch.device(text or ("cuda" if torch.cuda.is_available() else "cpu"))
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"device {text!r} cannot be used: {str(error).splitlines()[0]}; for example cpu") from error
+        raise UserError(f"device {text!r} cannot be used: {str(error).splitlines()[0]}; for example cpu") from error
     return device

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..checks import UserError, brief
 from .frame import AsJson, Overwrite, app, check_output_folder, console, print_json, user_errors
 
 if TYPE_CHECKING:
@@ -50,6 +52,7 @@ def accelerate(
     hf_tokaccel accelerate facebook/sam-vit-huge --out fast --accel cluster_after=6,cluster_grid=9x9,iterations=5
     """
     from ..auto import accelerate as accelerate_model
+    from ..auto import accelerate_config
     from ..checkpoint import load_checkpoint
     from ..hub.card import setting_of
     from ..hub.files import write_card
@@ -64,6 +67,7 @@ def accelerate(
     setting = setting or Recommended()
     if isinstance(setting, Recommended):
         config = checkpoint.model.config
+        accelerate_config(config, None)  # Whether it is supported is asked before its size is.
         setting = setting.resolve(config, size or default_size(config, checkpoint.processor, "--image-size"))
     fast = accelerate_model(checkpoint.model, setting, size)
     fast.save_pretrained(out)
@@ -94,11 +98,11 @@ def read_setting(accel: str | None, cluster_after: int | None, cluster_grid: str
 
     if accel is not None:
         if cluster_after is not None or cluster_grid is not None:
-            raise ValueError("--accel is a whole setting: leave out --cluster-after and --cluster-grid")
+            raise UserError("--accel is a whole setting: leave out --cluster-after and --cluster-grid")
         path = Path(accel)
         return parse_accel(path.read_text(encoding="utf-8") if path.suffix == ".json" else accel)
     if (cluster_after is None) != (cluster_grid is None):
-        raise ValueError(
+        raise UserError(
             "--cluster-after and --cluster-grid go together, for example --cluster-after 6 --cluster-grid 16x16; give "
             "both, or neither for the default"
         )
@@ -109,10 +113,10 @@ def read_setting(accel: str | None, cluster_after: int | None, cluster_grid: str
 
 def read_size(text: str, option: str) -> tuple[int, int]:
     """(height, width) from "HxW" or one side of a square."""
-    sides = text.lower().split("x")
-    if len(sides) > 2 or not all(side.isdigit() for side in sides):
-        raise ValueError(f"{option} {text!r} must be HEIGHTxWIDTH or one number, for example 16x16")
-    return int(sides[0]), int(sides[-1])
+    sides = re.fullmatch(r"(\d{1,9})(?:x(\d{1,9}))?", text.lower())
+    if sides is None:
+        raise UserError(f"{option} {brief(text)} must be HEIGHTxWIDTH or one number, for example 16x16")
+    return int(sides[1]), int(sides[2] or sides[1])
 
 
 def license_of(checkpoint: Checkpoint) -> str | None:

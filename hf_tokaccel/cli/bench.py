@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from ..checks import UserError
 from .frame import AsJson, app, console, errors, print_json, user_errors
 
 
@@ -66,7 +67,7 @@ def bench(
         hf_tokaccel bench Intel/dpt-large --mode float32 --mode bfloat16,compile --batch-size 8
     """
     if output is not None and output.suffix not in (".json", ".md"):
-        raise ValueError(f"--output {output} must end in .json or .md, for example bench.json")
+        raise UserError(f"--output {output} must end in .json or .md, for example bench.json")
     import torch
 
     from ..bench.modes import EVERY_MODE, parse_mode
@@ -78,7 +79,7 @@ def bench(
     if threads is not None:
         torch.set_num_threads(threads)
     if every_mode and mode:
-        raise ValueError("--every-mode goes with no --mode: give one of the two, for example --mode bfloat16,compile")
+        raise UserError("--every-mode goes with no --mode: give one of the two, for example --mode bfloat16,compile")
     modes = [parse_mode(text, backend) for text in (EVERY_MODE if every_mode else mode or ["float32,sdpa"])]
     subject = load_subject(model, size, device, images, batch_size)
     settings = subject.settings

@@ -10,6 +10,7 @@ from typing import Any, get_type_hints
 import typer
 from typer.core import TyperCommand, TyperGroup
 
+from ..checks import UserError
 from ..evaluation.options import Options
 from ..evaluation.scripts import BY_AUTO_CLASS, EVALUATIONS
 from .frame import app, user_errors
@@ -143,7 +144,7 @@ def guess_task(model: str) -> str:
     if len(found) == 1:
         return found[0]
     allowed = " or ".join(found) if found else f"one of {', '.join(EVALUATIONS)}"
-    raise ValueError(
+    raise UserError(
         f"{model} loads with {auto_class}, for which {'several evaluations fit' if found else 'none is known'}: name "
         f"{allowed}, for example hf_tokaccel evaluate {(found or tuple(EVALUATIONS))[0]} --model {model}"
     )

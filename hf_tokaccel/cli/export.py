@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from ..checks import UserError
 from .frame import AsJson, app, console, print_json, user_errors
 
 
@@ -42,7 +43,7 @@ def export(
         hf_tokaccel export me/dpt-large-tokaccel --format torch --out dpt.pt2
     """
     if out.exists() and not overwrite:
-        raise ValueError(f"{out} exists: give another name, or --overwrite to replace it")
+        raise UserError(f"{out} exists: give another name, or --overwrite to replace it")
     from ..auto import accelerate
     from ..bench.subject import load_subject
     from ..export import export_model

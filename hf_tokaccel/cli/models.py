@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
+from ..checks import UserError
 from .frame import AsJson, app, console, print_json, user_errors
 
 
@@ -31,7 +32,7 @@ def models(
         if any(match.lower() in text.lower() for text in (name, *(cls.__name__ for cls in family.models)))
     }
     if not found:
-        raise ValueError(f"no model type or class holds {match!r}; `hf_tokaccel models` lists all {len(FAMILIES)}")
+        raise UserError(f"no model type or class holds {match!r}; `hf_tokaccel models` lists all {len(FAMILIES)}")
     if as_json:
         print_json(
             [

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from ..checks import UserError
 from .frame import app, console, user_errors
 
 
@@ -27,9 +28,9 @@ def plot(
     from ..results.pareto import draw_pareto, load_plot
 
     if out is not None and len(results) > 1:
-        raise ValueError(f"--out {out} is one picture, but {len(results)} files are given: leave it out, or give one")
+        raise UserError(f"--out {out} is one picture, but {len(results)} files are given: leave it out, or give one")
     if out is not None and out.suffix.lower() != ".png":
-        raise ValueError(f"--out {out} must end in .png, for example {out.with_suffix('.png')}")
+        raise UserError(f"--out {out} must end in .png, for example {out.with_suffix('.png')}")
     for result in results:
         drawn = load_plot(result)
         path = out or result.with_name("pareto.png")

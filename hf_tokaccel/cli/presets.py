@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
+from ..checks import UserError
 from .frame import AsJson, app, console, print_json, user_errors
 
 
@@ -28,7 +29,7 @@ def presets(
 
     headings, *lines = table_cells(match)
     if not lines:
-        raise ValueError(f"no preset holds {match!r}; `hf_tokaccel presets` lists all {len(RELEASED)}")
+        raise UserError(f"no preset holds {match!r}; `hf_tokaccel presets` lists all {len(RELEASED)}")
     if as_json:
         names = [line[0] for line in lines]
         print_json([{"name": name, "accel": RELEASED[name].accel} for name in names])

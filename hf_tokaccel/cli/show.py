@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from ..checks import UserError
 from .frame import AsJson, app, console, print_json, user_errors
 
 
@@ -56,11 +57,11 @@ def show(
     from ..tuning.text import parse_accels
 
     if out.suffix.lower() != ".png":
-        raise ValueError(f"--out {out} must end in .png, for example {out.with_suffix('.png')}")
+        raise UserError(f"--out {out} must end in .png, for example {out.with_suffix('.png')}")
     names = list(model or TASKS)
     settings = parse_accels(accel or [])
     if accel and not settings:
-        raise ValueError("--accel none has no clusters to show: name a setting, or leave --accel out")
+        raise UserError("--accel none has no clusters to show: name a setting, or leave --accel out")
     chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
     written = []
     for name in names:

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from ..checks import UserError
 from .frame import AsJson, app, console, errors, print_json, user_errors
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
@@ -54,13 +55,14 @@ def tune(
         hf_tokaccel tune Intel/dpt-large --images photos/ --speedup 1.5 --out tuned.json
     """
     if plot is not None and plot.suffix not in (".png", ".pdf", ".svg"):
-        raise ValueError(f"--plot {plot} must end in .png, .pdf or .svg, for example pareto.png")
+        raise UserError(f"--plot {plot} must end in .png, .pdf or .svg, for example pareto.png")
     if out is not None and out.suffix != ".json":
-        raise ValueError(f"--out {out} must end in .json, for example tuned.json")
+        raise UserError(f"--out {out} must end in .json, for example tuned.json")
     if sum(budget is not None for budget in (speedup, agreement, gflops)) != 1:
-        raise ValueError("give exactly one of --speedup, --agreement and --gflops, for example --gflops 0.6")
+        raise UserError("give exactly one of --speedup, --agreement and --gflops, for example --gflops 0.6")
     paths = None if images is None else _files(images)
 
+    from ..auto import accelerate_config
     from ..bench.subject import parse_device
     from ..checkpoint import load_checkpoint
     from ..images import as_images, default_size, parse_size
@@ -69,6 +71,7 @@ def tune(
 
     target, sides = parse_device(device), parse_size(size)
     checkpoint = load_checkpoint(model)
+    accelerate_config(checkpoint.model.config, None)  # Whether it is supported is asked before its size is.
     sides = sides or default_size(checkpoint.model.config, checkpoint.processor)
     pixel_values = as_images(_pictures(paths, sides, max_images, seed), sides, checkpoint.processor)
     with console.status("measuring the dense model") as status:
@@ -114,10 +117,10 @@ def _said(value: object) -> str:
 
 def _files(folder: Path) -> list[Path]:
     if not folder.is_dir():
-        raise ValueError(f"--images {folder} is not a folder: give one with image files ({', '.join(SUFFIXES)})")
+        raise UserError(f"--images {folder} is not a folder: give one with image files ({', '.join(SUFFIXES)})")
     paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
     if not paths:
-        raise ValueError(f"--images {folder} holds no image file ({', '.join(SUFFIXES)}): give a folder that does")
+        raise UserError(f"--images {folder} holds no image file ({', '.join(SUFFIXES)}): give a folder that does")
     return paths
 
 

@@ -17,7 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..checks import check_choice, is_count, is_number, require
-from .functional import _autocast_off, _exact
+from .constants import constant
+from .functional import _autocast_off, _exact, centered, pulls
 
 EXPANSIONS = ("delta", "nearest")
 
@@ -29,6 +30,10 @@ class TokenRegions(NamedTuple):
     """(B, N) int64: the region of each token, 0 to M - 1."""
     sizes: Tensor
     """(B, M) int64: tokens of each region."""
+    order: Tensor | None = None
+    """(B, N) int64: tokens region by region, where means are taken that way (on a GPU)."""
+    starts: Tensor | None = None
+    """(B, M + 1) int64: where each region begins in `order`, and N."""
 
 
 def partition_tokens(
@@ -61,9 +66,9 @@ def partition_tokens(
     _check_partition(keys, count, share, rows, grid, tile)
     batch, tokens = keys.shape[:2]
     with torch.no_grad(), _autocast_off(keys):
-        x = _exact(keys.detach())
-        # Distances do not change, and a common offset would cost them most of their digits.
-        x = x - x.mean(1, keepdim=True)
+        x = centered(keys.detach())
+        if pulls(keys):
+            return _partition_by_pulling(x, count, share, rows, grid, tile)
         if rows is None:
             order = None if tile is None else _tile_order(grid, tile, keys.device)
             place = torch.arange(tokens, device=keys.device)
@@ -89,6 +94,8 @@ def average_tokens(tokens: Tensor, regions: TokenRegions) -> Tensor:
     """
     _check_rows("tokens", tokens, regions.rows)
     with _autocast_off(tokens):
+        if pulls(tokens):
+            return _pulled_means(tokens, regions)
         return _means(_exact(tokens), regions).to(tokens.dtype)
 
 
@@ -122,9 +129,10 @@ def reconstruct_regions(
     require(given, "expansion", expansion, "'nearest' where tokens and centroids are not given", "nearest")
     _check_rows("tokens", tokens, regions.rows)
     with _autocast_off(refined):
-        change = _exact(refined) - _exact(centroids)
+        # What is half precision is widened inside of the operators.
+        change = _exact(refined) - centroids
         # In place: the sum is as large as all tokens.
-        return _take(change, regions.rows).add_(_exact(tokens)).to(refined.dtype)
+        return _take(change, regions.rows).add_(tokens).to(refined.dtype)
 
 
 def size_bias(sizes: Tensor, prefix: int = 0) -> Tensor:
@@ -224,18 +232,118 @@ def _choose(sizes: Tensor, means: Tensor, group: int) -> tuple[Tensor, Tensor]:
     cost.div_(share[:, :, ::2, None] + share[:, :, None, 1::2])
     if spare:
         cost.masked_fill_((share[:, :, None, 1::2] == 0) | (share[:, :, ::2, None] == 0), math.inf)
-    least = cost.amin(-1, keepdim=True)
-    # The first place that has it; the compiler of PyTorch 2.10 gives wrong ones for `argmin` and `min` of such a sum.
-    places = torch.arange(cost.shape[-1], dtype=torch.int32, device=means.device)
-    place = torch.where(cost == least, places, cost.shape[-1] - 1).amin(-1).long()
+    least, place = _first_least(cost)
     first = torch.arange(groups, device=means.device)[:, None] * group
     evens = (regions + 1) // 2
-    return least[..., 0].flatten(1)[:, :evens], (2 * place + 1 + first).flatten(1)[:, :evens]
+    return least.flatten(1)[:, :evens], (2 * place + 1 + first).flatten(1)[:, :evens]
+
+
+def _first_least(cost: Tensor) -> tuple[Tensor, Tensor]:
+    """The least of each row and the first place that has it.
+
+    The compiler of PyTorch 2.10 gives wrong places for `argmin` and `min` of such a sum.
+    """
+    least = cost.amin(-1, keepdim=True)
+    places = torch.arange(cost.shape[-1], dtype=torch.int32, device=cost.device)
+    return least[..., 0], torch.where(cost == least, places, cost.shape[-1] - 1).amin(-1).long()
+
+
+def _partition_by_pulling(x, count, share, rows, grid, tile) -> TokenRegions:
+    """The same partition in the form for a GPU: few launches, and sums that are the same bit by bit in every run.
+
+    Each round takes the means of its regions anew from the tokens, which lie region by region in `order`.
+    """
+    if rows is None:
+        regions, member, means, starts = x.shape[1], None, x, None
+        if tile is not None:
+            order, member = constant(x, _tile_places, grid, tile)
+            means, member = x.index_select(1, order), member.expand(len(x), -1)
+    else:
+        regions, member = rows.sizes.shape[1], rows.rows
+        order, starts = (rows.order, rows.starts) if rows.order is not None else _by_region(member, regions)
+        means = _bag_means(x, order, starts)
+    for joined in _rounds(regions, count, share):
+        least, choice = _choose_by_pulling(means, starts, tile)
+        number = _numbers(least, choice, joined, regions)
+        member, regions = (number if member is None else number.gather(1, member)), regions - joined
+        order, starts = _by_region(member, regions)
+        if regions > count:
+            means = _bag_means(x, order, starts)
+    if starts is None:
+        member = constant(x, _counting, len(x), regions) if member is None else member
+        order, starts = _by_region(member, regions)
+    return TokenRegions(member.contiguous(), starts[:, 1:] - starts[:, :-1], order, starts)
+
+
+def _choose_by_pulling(means: Tensor, starts: Tensor | None, tile: int | None) -> tuple[Tensor, Tensor]:
+    """As `_choose`, with the number of the region at an odd place in place of its place."""
+    if tile is not None:
+        sizes = means.new_ones(means.shape[:2]) if starts is None else (starts[:, 1:] - starts[:, :-1]).to(means.dtype)
+        least, places = _choose(sizes, means, tile * tile)
+        return least, places // 2
+    squares = torch.linalg.vector_norm(means, dim=-1).square()
+    cost = squares[:, ::2, None] + squares[:, None, 1::2]
+    cost.baddbmm_(means[:, ::2], means[:, 1::2].transpose(1, 2), alpha=-2)
+    if starts is not None:
+        shares = (starts[:, 1:] - starts[:, :-1]).reciprocal()
+        cost.div_(shares[:, ::2, None] + shares[:, None, 1::2])
+    return _first_least(cost) if torch.compiler.is_compiling() else cost.min(-1)
+
+
+def _numbers(least: Tensor, choice: Tensor, joined: int, regions: int) -> Tensor:
+    """(B, regions): the number of each in the next round, that of the one it joins where it joins one."""
+    # Of those that tie at the border, the kernel takes the first.
+    leaves = least.topk(joined, dim=1, largest=False, sorted=False).indices
+    stays = constant(least, _all_but_first, len(least), regions + 1).clone()
+    stays[:, 1::2].scatter_(1, leaves, 0)
+    number = stays.cumsum(1)[:, :-1]
+    joins = number[:, 1::2].gather(1, choice.gather(1, leaves))
+    number[:, ::2].scatter_(1, leaves, joins)
+    return number
+
+
+def _by_region(member: Tensor, regions: int) -> tuple[Tensor, Tensor]:
+    """`TokenRegions.order` and `TokenRegions.starts` from the region (B, N) of each token."""
+    ordered, order = member.sort(dim=1, stable=True)
+    return order, torch.searchsorted(ordered, constant(member, _counting, len(member), regions + 1))
+
+
+def _pulled_means(x: Tensor, regions: TokenRegions) -> Tensor:
+    order, starts = regions.order, regions.starts
+    if order is None:
+        order, starts = _by_region(regions.rows, regions.sizes.shape[1])
+    return _bag_means(x, order, starts)
+
+
+def _bag_means(x: Tensor, order: Tensor, starts: Tensor) -> Tensor:
+    """Means (B, M, C) of the rows of x (B, N, C), each region by one reader; summed in float32 or better on a GPU."""
+    if len(x) > 1:
+        first = constant(order, _first_rows, len(x), x.shape[1])
+        order, starts = order + first, starts + first
+    # The last of each image begins where it ends: an empty one.
+    bags = F.embedding_bag(order.flatten(), x.flatten(0, 1), starts.flatten(), mode="mean")
+    return bags.unflatten(0, (len(x), -1))[:, :-1]
+
+
+def _counting(batch: int, count: int, device: torch.device) -> Tensor:
+    return torch.arange(count, device=device).repeat(batch, 1)
+
+
+def _all_but_first(batch: int, count: int, device: torch.device) -> Tensor:
+    return _counting(batch, count, device).clamp(max=1)
+
+
+def _first_rows(batch: int, count: int, device: torch.device) -> Tensor:
+    return torch.arange(batch, device=device)[:, None] * count
+
+
+def _tile_places(grid: tuple[int, int], tile: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    order = _tile_order(grid, tile, device)
+    return order, order.argsort()
 
 
 def _means(x: Tensor, regions: TokenRegions) -> Tensor:
-    rows, sizes = regions
-    return _sum_rows(x, rows, sizes.shape[1]) / sizes[..., None].to(x.dtype)
+    return _sum_rows(x, regions.rows, regions.sizes.shape[1]) / regions.sizes[..., None].to(x.dtype)
 
 
 def _sum_rows(x: Tensor, rows: Tensor, count: int) -> Tensor:
@@ -247,6 +355,8 @@ def _sum_rows(x: Tensor, rows: Tensor, count: int) -> Tensor:
 
 
 def _take(x: Tensor, rows: Tensor) -> Tensor:
+    if pulls(x):
+        return x.gather(1, rows[..., None].expand(-1, -1, x.shape[2]))
     return x.flatten(0, 1).index_select(0, _flat(rows, x.shape[1])).unflatten(0, rows.shape)
 
 

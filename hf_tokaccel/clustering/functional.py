@@ -19,6 +19,7 @@ from torch import Tensor
 from ..checks import (
     EXPANSIONS,
     NORMALIZATIONS,
+    UserError,
     as_pair,
     check_choice,
     check_grid,
@@ -97,7 +98,7 @@ def cluster_tokens(
     check_inverse_temperature(inverse_temperature)
     check_iterations(iterations)
     if keys is not None and (keys.dim() != 3 or keys.shape[:2] != tokens.shape[:2]):
-        raise ValueError(
+        raise UserError(
             f"keys of shape {tuple(keys.shape)} must be (B, N, K) with the B and N of tokens {tuple(tokens.shape)}, "
             "for example the tokens after a LayerNorm."
         )
@@ -214,13 +215,13 @@ def reconstruct_tokens(refined: Tensor, plan: ReconstructionPlan) -> Tensor:
         ValueError: `refined` does not fit the plan.
     """
     if refined.dim() != 3 or refined.shape[0] != plan.indices.shape[0]:
-        raise ValueError(
+        raise UserError(
             f"refined of shape {tuple(refined.shape)} must be (B, M, C') with the B of the plan's indices "
             f"{tuple(plan.indices.shape)}, for example the clusters after the last clustered block."
         )
     delta = plan.tokens is not None
     if delta and refined.shape != plan.centroids.shape:
-        raise ValueError(
+        raise UserError(
             f"refined of shape {tuple(refined.shape)} must have the centroids' shape {tuple(plan.centroids.shape)} "
             'for expansion="delta"; use expansion="soft" for other outputs such as logits.'
         )
@@ -336,6 +337,20 @@ def _exact(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()
 
 
+def centered(x: Tensor) -> Tensor:
+    """x (B, N, C) in float32 or better less the mean token of each image.
+
+    Distances do not change, and a common offset would cost them most of their digits.
+    """
+    exact = torch.float64 if x.dtype == torch.float64 else torch.float32
+    return x - x.mean(1, keepdim=True, dtype=exact)
+
+
+def pulls(x: Tensor) -> bool:
+    """Whether sums are formed by their readers, which on a GPU is the same bit by bit in every run, unlike atomics."""
+    return x.device.type == "cuda" and not torch.compiler.is_exporting()
+
+
 def _autocast_off(x: Tensor) -> contextlib.AbstractContextManager:
     # The context is entered only where it matters: exported graphs stay free of an operator that wraps everything.
     if torch.is_autocast_enabled(x.device.type):
@@ -346,7 +361,7 @@ def _autocast_off(x: Tensor) -> contextlib.AbstractContextManager:
 def _check_grids(tokens: Tensor, grid: Any, cluster_grid: Any) -> tuple[tuple[int, int], tuple[int, int]]:
     grid, cluster_grid = _checked("grid", grid), _checked("cluster_grid", cluster_grid)
     if tokens.dim() != 3 or tokens.shape[1] != grid[0] * grid[1]:
-        raise ValueError(
+        raise UserError(
             f"tokens of shape {tuple(tokens.shape)} must be (B, N, C) with N = {grid[0] * grid[1]} for grid={grid}; "
             "remove class tokens first."
         )
@@ -366,7 +381,7 @@ def _checked(name: str, grid: Any) -> tuple[int, int]:
 def _check_plan(tokens, centroids, keys, key_centroids) -> None:
     if (keys is None) != (key_centroids is None):
         given, missing = ("keys", "key_centroids") if key_centroids is None else ("key_centroids", "keys")
-        raise ValueError(
+        raise UserError(
             f"{given} was given without {missing}; give both, for example TokenClusters.key_centroids, or neither."
         )
     for left, right, names in (
@@ -376,12 +391,12 @@ def _check_plan(tokens, centroids, keys, key_centroids) -> None:
         if left is None:
             continue
         if left.dim() != 3 or right.dim() != 3 or left.shape[0] != right.shape[0] or left.shape[2] != right.shape[2]:
-            raise ValueError(
+            raise UserError(
                 f"{names} of shapes {tuple(left.shape)} and {tuple(right.shape)} must be (B, N, C) and (B, M, C), "
                 "for example what went into cluster_tokens and what came out."
             )
     if keys is not None and (keys.shape[1] != tokens.shape[1] or key_centroids.shape[1] != centroids.shape[1]):
-        raise ValueError(
+        raise UserError(
             f"keys {tuple(keys.shape)} and key_centroids {tuple(key_centroids.shape)} must have as many rows as "
             f"tokens {tuple(tokens.shape)} and centroids {tuple(centroids.shape)}, for example those of one call."
         )
@@ -390,13 +405,13 @@ def _check_plan(tokens, centroids, keys, key_centroids) -> None:
 def _check_window_grids(tokens, centroids, grid, cluster_grid, window) -> tuple[tuple, tuple]:
     check_window("window", window)
     if grid is None or cluster_grid is None:
-        raise ValueError(
+        raise UserError(
             f"window={window} needs grid and cluster_grid, got grid={grid} and cluster_grid={cluster_grid}; "
             "give both as to cluster_tokens, or window=None to search all clusters."
         )
     grid, cluster_grid = _check_grids(tokens, grid, cluster_grid)
     if centroids.shape[1] != cluster_grid[0] * cluster_grid[1]:
-        raise ValueError(
+        raise UserError(
             f"cluster_grid={cluster_grid} holds {cluster_grid[0] * cluster_grid[1]} clusters but there are "
             f"{centroids.shape[1]} centroids; give the cluster_grid that cluster_tokens had."
         )

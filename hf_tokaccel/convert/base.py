@@ -1,6 +1,5 @@
 """What the converters of other code bases' checkpoints share."""
 
-import pickle
 import re
 from collections import OrderedDict
 from collections.abc import Collection, Mapping
@@ -12,10 +11,12 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from ..checks import UserError
+
 _LISTED = 5  # parameters that an error names
 
 
-class ConversionError(ValueError):
+class ConversionError(UserError):
     """A file that cannot be converted, with the reason."""
 
 
@@ -52,7 +53,9 @@ def read_checkpoint(path: Path, ignored: Collection[str] = ()) -> dict[str, Tens
     try:
         with torch.serialization.safe_globals([(OrderedDict, name) for name in ignored]):
             content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # Of the unpickler, of the archive, or of whatever the bytes lead to.
         code = re.search(r"GLOBAL (\S+)", str(error))
         if code is None:
             raise ConversionError(

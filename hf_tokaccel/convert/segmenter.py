@@ -60,9 +60,11 @@ def read_variant(path: Path) -> dict[str, Any]:
         ConversionError: when the file is no YAML mapping with `net_kwargs` and a decoder in it.
     """
     try:
-        settings = yaml.load(path.read_text(), Loader=_VariantLoader)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConversionError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+        settings = yaml.load(path.read_text(encoding="utf-8"), Loader=_VariantLoader)
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # Values such as dates have errors of their own, and so have thousands of brackets.
+        raise ConversionError(f"{path} is not valid YAML: {' '.join(str(error).split())[:300]}") from error
     net = settings.get("net_kwargs") if isinstance(settings, dict) else None
     if not isinstance(net, dict) or not isinstance(net.get("decoder"), dict):
         raise ConversionError(

@@ -74,7 +74,7 @@ class _Segmentation:
         self.panels, self.names = panels, task.protocol.class_names
         self.handles, self.colours = segmentation_pictures.class_handles(self.as_classes(panels), self.names)
         self.kinds = segmentation_pictures.difference_handles([self.comparable(panel) for panel in panels])
-        longest = max(len(handle.get_label()) for handle in self.handles)
+        longest = max((len(handle.get_label()) for handle in self.handles), default=0)
         self.columns = max(1, int(3 * _AREA**0.5 / (0.4 + 0.062 * longest)))
         lines = max(-(-len(self.handles) // self.columns), len(self.kinds))
         self.foot = 0.2 + segmentation_pictures.LEGEND_LINE * lines

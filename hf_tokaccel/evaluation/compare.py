@@ -10,6 +10,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from ..checks import UserError
 from ..measure.flops import count_gflops
 from ..measure.progress import progress_bar
 from ..measure.speed import time_interleaved
@@ -31,13 +32,13 @@ def first_items(samples: Sequence[dict], task: Task, count: int) -> list[dict]:
         if "error" not in item:
             items.append(item)
         elif not item["skippable"]:
-            raise ValueError(item["error"])
+            raise UserError(item["error"])
         else:
             error = error or item["error"]
         if len(items) == count:
             break
     if not items:
-        raise ValueError(f"none of the {len(encoded)} images can be read, the first because {error}")
+        raise UserError(f"none of the {len(encoded)} images can be read, the first because {error}")
     return items
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image
 from torch.utils.data import Dataset
 
+from ..checks import UserError
 from ..images import reading
 from ..scenes import SceneDataset
 
@@ -84,7 +85,7 @@ def find_pairs(
         ValueError: The folder or its labels do not exist, or labels have no image; the missing ones are named.
     """
     if not root.is_dir():
-        raise ValueError(f"dataset folder {str(root)!r} does not exist; expected {expected}")
+        raise UserError(f"dataset folder {str(root)!r} does not exist; expected {expected}")
     pairs, missing = [], []
     for rule in rules:
         for label in filter(keep, sorted(root.glob(rule.labels))):
@@ -99,9 +100,9 @@ def find_pairs(
             break
     if missing:
         names = ", ".join(str(path.relative_to(root)) for path in missing[:3])
-        raise ValueError(f"{root} lacks the images of {len(missing)} {what}: {names} (or .jpg); expected {expected}")
+        raise UserError(f"{root} lacks the images of {len(missing)} {what}: {names} (or .jpg); expected {expected}")
     if not pairs:
-        raise ValueError(f"{root} has no {what}; expected {expected}")
+        raise UserError(f"{root} has no {what}; expected {expected}")
     return pairs, rule
 
 
@@ -118,16 +119,16 @@ def load_table(name: str, split: str, specifications: str):
         if (folder / "dataset_dict.json").is_file():
             splits = datasets.load_from_disk(name)
             if split not in splits:
-                raise ValueError(f"dataset {name!r} has no split {split!r}; it has {', '.join(splits)}")
+                raise UserError(f"dataset {name!r} has no split {split!r}; it has {', '.join(splits)}")
             return splits[split]
         if (folder / "state.json").is_file():
             return datasets.load_from_disk(name)
     elif name.startswith((".", "/", "~")) or name.count("/") != 1 or not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
-        raise ValueError(f"dataset {name!r} is neither known nor a folder; use {specifications}")
+        raise UserError(f"dataset {name!r} is neither known nor a folder; use {specifications}")
     try:
         return datasets.load_dataset(name, split=split)
     except Exception as error:  # The library raises a different type for each of network, name, split and file format.
-        raise ValueError(
+        raise UserError(
             f"dataset {name!r}, split {split!r} cannot be loaded: {error}; use {specifications}"
         ) from error
 
@@ -136,7 +137,7 @@ def check_columns(table, name: str, columns: Mapping[str, str]) -> None:
     """ValueError where a table lacks a column; `columns` maps the option that names each to its value."""
     for option, column in columns.items():
         if column not in table.column_names:
-            raise ValueError(
+            raise UserError(
                 f"dataset {name!r} has no column {column!r}; it has {', '.join(table.column_names)}; "
                 f"choose with {option}"
             )
@@ -158,4 +159,4 @@ def read_row(table, index: int, name: str) -> dict:
 
 def check_limit(limit: int | None) -> None:
     if limit is not None and limit < 1:
-        raise ValueError(f"limit={limit} must be at least 1, for example 100")
+        raise UserError(f"limit={limit} must be at least 1, for example 100")

@@ -16,6 +16,7 @@ from accelerate.utils import gather_object
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from ..checks import UserError
 from ..images import UnreadableError
 from ..measure.progress import progress_bar
 from ..measure.variant import Variant
@@ -63,7 +64,7 @@ class EncodedDataset(Dataset):
         # An exception would lose its type and gain a traceback on its way out of a worker process.
         try:
             return self.task.encode(read()) | {"index": index}
-        except ValueError as error:
+        except ValueError as error:  # Image processors have no type of their own for what they cannot take.
             return {"index": index, "error": str(error), "skippable": isinstance(error, UnreadableError)}
 
 
@@ -129,7 +130,7 @@ def evaluate_variants(
         errors, kept = gather_object(errors), gather_object(kept)
     skipped = _check_errors(errors, len(samples), skip_bad)
     if sums[0, :, -1].sum() == 0:
-        raise ValueError(f"none of the {len(samples)} images has a valid label; {task.no_label_hint}")
+        raise UserError(f"none of the {len(samples)} images has a valid label; {task.no_label_hint}")
     kept.sort(key=lambda entry: entry[:2])
     return Scores(sums, skipped, [{i: record for v, i, record in kept if v == n} for n in range(len(variants))])
 
@@ -142,7 +143,7 @@ def _check_errors(errors: Sequence[dict], count: int, skip_bad: bool) -> dict[in
         named = "; ".join(item["error"] for item in fatal[:MAX_NAMED])
         more = f"; and {len(fatal) - MAX_NAMED} more" if len(fatal) > MAX_NAMED else ""
         advice = "; repair them, or leave them out with --skip-bad" if all(i["skippable"] for i in fatal) else ""
-        raise ValueError(f"{len(fatal)} of {count} images cannot be used: {named}{more}{advice}")
+        raise UserError(f"{len(fatal)} of {count} images cannot be used: {named}{more}{advice}")
     if errors and len(errors) == count:
-        raise ValueError(f"all {count} images would be skipped, the first because {errors[0]['error']}")
+        raise UserError(f"all {count} images would be skipped, the first because {errors[0]['error']}")
     return {item["index"]: item["error"] for item in errors}

@@ -11,6 +11,8 @@ from typing import Annotated, ClassVar
 
 from typer import Option
 
+from ..checks import UserError
+
 TABLES = "a folder that the datasets library reads, or a Hub name such as owner/name"
 _LEAST = {"batch_size": 1, "rounds": 1, "limit": 1, "pictures": 0, "num_workers": 0, "seed": 0}
 
@@ -67,7 +69,7 @@ class Options:
     def __post_init__(self):
         for name, least in _LEAST.items():
             if (value := getattr(self, name)) is not None and value < least:
-                raise ValueError(
+                raise UserError(
                     f"--{name.replace('_', '-')} {value} must be at least {least}, for example {least + 4}"
                 )
 

@@ -11,6 +11,7 @@ import psutil
 import torch
 from accelerate import Accelerator, DataLoaderConfiguration
 
+from ..checks import UserError
 from ..measure.environment import available_cores
 
 
@@ -28,7 +29,7 @@ def make_accelerator(cpu: bool = False, **options: Any) -> Accelerator:
     accelerator = Accelerator(cpu=cpu, dataloader_config=DataLoaderConfiguration(even_batches=False), **options)
     asked = _launched_processes()
     if asked > accelerator.num_processes:
-        raise ValueError(
+        raise UserError(
             f"accelerate launch was asked for {asked} processes but started {accelerator.num_processes}, "
             f"as it does for --cpu; on CPUs use: accelerate launch --multi_gpu --num_processes {asked} SCRIPT --cpu"
         )

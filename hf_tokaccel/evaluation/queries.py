@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import OneFormerProcessor
 
+from ..checks import UserError
 from ..hosts.track import observe_clusters
 from ..measure.variant import Variant, give_inputs
 from .pictures import Panel
@@ -33,7 +34,7 @@ def give_task_input(model: nn.Module, folder: str, task: str = "panoptic") -> No
         blank = torch.zeros(32, 32, 3, dtype=torch.uint8).numpy()
         tokens = processor(images=blank, task_inputs=[task], return_tensors="pt")["task_inputs"]
     except (OSError, ValueError) as error:
-        raise ValueError(f"model {folder!r} needs its OneFormerProcessor, which cannot be loaded: {error}") from error
+        raise UserError(f"model {folder!r} needs its OneFormerProcessor, which cannot be loaded: {error}") from error
     give_inputs(model, task_inputs=tokens)
 
 

@@ -15,6 +15,7 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 from rich.console import Console
 
+from ..checks import UserError
 from ..images import open_photographs
 from ..measure.compilation import compile_model
 from ..measure.environment import describe_environment
@@ -65,7 +66,7 @@ class Job:
         self.options = options
         self.settings = None if options.accel is None else parse_accels(options.accel)
         if self.settings == [] and options.images is not None:
-            raise ValueError("--images compares with an accelerated model: leave out --accel none, or name a setting")
+            raise UserError("--images compares with an accelerated model: leave out --accel none, or name a setting")
         self.photographs = None if options.images is None else open_photographs(options.images)
         self.accelerator: Accelerator = make_accelerator(options.cpu)
         set_seed(options.seed)
@@ -145,7 +146,7 @@ def exit_status(work: Callable[[], object]) -> int:
     """Runs the work of a script: 0, or 2 and one line on the user's mistake."""
     try:
         work()
-    except ValueError as error:
+    except UserError as error:
         print("error:", " ".join(str(error).split()), file=sys.stderr)
         return 2
     return 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from ..checks import UserError, brief
 from ..images import read_image
 from ..measure.flops import count_gflops
 from ..measure.variant import Variant
@@ -60,7 +62,7 @@ def find_task(model: str) -> str:
     for task in BY_AUTO_CLASS.get(auto_class, ()):
         if task in TASKS:
             return task
-    raise ValueError(
+    raise UserError(
         f"{model} loads with {auto_class}, whose output is not shown: give a model of depth, semantic or panoptic "
         "segmentation, for example Intel/dpt-large, or depth for the one of this package"
     )
@@ -93,17 +95,17 @@ def open_sample(image: str, loaded: Loaded) -> dict:
     """
     kind, _, number = image.partition(":")
     if kind == SCENE and not Path(image).exists():
-        if number and not number.isdigit():
-            raise ValueError(f"{image!r} must be scene or scene:NUMBER, for example scene:7")
+        if number and not re.fullmatch(r"\d{1,9}", number):
+            raise UserError(f"{brief(image)} must be scene or scene:NUMBER, for example scene:7")
         return _scene(int(number or 0), loaded)
     path = Path(image)
     if path.is_file():
         return {"image": read_image(path), "name": path.stem}
     if path.suffix or len(path.parts) > 1:
-        raise ValueError(f"image {image} does not exist; give an image file, or for example astronaut or scene")
+        raise UserError(f"image {image} does not exist; give an image file, or for example astronaut or scene")
     found = _photographs()
     if image not in found:
-        raise ValueError(
+        raise UserError(
             f"image {image!r} is no file, no rendered scene and not among scikit-image's colour photographs: "
             f"{', '.join(sorted(found))}; for example astronaut"
         )
@@ -115,7 +117,7 @@ def _photographs() -> dict[str, Path]:
     try:
         import skimage.data
     except ImportError as error:
-        raise ValueError(
+        raise UserError(
             "photographs by name come with scikit-image: pip install scikit-image, or give a file"
         ) from error
     names = ("astronaut", "chelsea", "coffee", "color", "motorcycle_left", "motorcycle_right", "rocket")

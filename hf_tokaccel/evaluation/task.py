@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..checks import UserError
 from ..measure.variant import Variant
 from .pictures import Panel
 
@@ -32,7 +33,7 @@ def add_label(item: dict, sample: dict, what: str) -> dict:
         return item
     if tuple(label.shape) != item["size"]:
         sizes = ["x".join(map(str, size)) for size in (item["size"], label.shape)]
-        raise ValueError(
+        raise UserError(
             f"image {sample.get('name', '')} has {sizes[0]} pixels, but its {what} {sizes[1]}: they must be equal"
         )
     return item | {"label": label}

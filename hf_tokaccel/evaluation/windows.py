@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..checks import UserError
+
 
 @dataclass(frozen=True)
 class Windows:
@@ -23,9 +25,9 @@ class Windows:
 
     def __post_init__(self):
         if self.crop < 1:
-            raise ValueError(f"crop={self.crop} must be at least 1 pixel, for example crop=512")
+            raise UserError(f"crop={self.crop} must be at least 1 pixel, for example crop=512")
         if not 1 <= self.stride <= self.crop:
-            raise ValueError(
+            raise UserError(
                 f"stride={self.stride} must be from 1 to the crop of {self.crop} pixels, since larger steps leave "
                 f"gaps; for example stride={max(1, self.crop * 2 // 3)}"
             )
@@ -34,7 +36,7 @@ class Windows:
         """ValueError where a crop is no whole number of patches of that many pixels per side."""
         if self.crop % patch:
             nearest = max(1, round(self.crop / patch)) * patch
-            raise ValueError(f"crop={self.crop} must be a multiple of the patch size {patch}, for example {nearest}")
+            raise UserError(f"crop={self.crop} must be a multiple of the patch size {patch}, for example {nearest}")
 
     def fit(self, size: tuple[int, int]) -> tuple[int, int]:
         """Size of an image that crops can cover: enlarged in proportion where a side is shorter than the crop."""

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
+from ..checks import UserError
 from ..clustering.adaptive import append_bias
 from ..upstream import ALL_ATTENTION_FUNCTIONS, CompileableContextVar
 from .change import change
@@ -103,7 +104,7 @@ def sized_attention(
         if "flash" in name:
             return _attend_with_feature(attend, module, query, key, value, attention_mask, bias, kwargs)
         if name not in _MASKED:
-            raise ValueError(
+            raise UserError(
                 f"attn_implementation={name!r} is not valid with size_attention=True, since nothing is known of how "
                 f"it takes a bias: use one of {', '.join(_MASKED)} or a flash kernel, for example "
                 "attn_implementation='sdpa'; or size_attention=False."
@@ -120,7 +121,7 @@ def sized_attention(
 def _attend_with_feature(attend, module, query, key, value, attention_mask, bias, kwargs) -> tuple[Tensor, None]:
     """For kernels that take no mask: exact, with the width of a head padded to what they take."""
     if attention_mask is not None:
-        raise ValueError(
+        raise UserError(
             "attention_mask is not valid with a flash kernel and size_attention=True: use attn_implementation='sdpa'."
         )
     width = query.shape[-1]

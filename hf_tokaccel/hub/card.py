@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from transformers import PreTrainedConfig
 
+from ..checks import UserError
 from ..registry import auto_models_of, holds_setting
 from ..results.report import markdown_table
 
@@ -167,9 +168,9 @@ def read_result(result: Result | str | Path) -> Result:
     try:
         return Result.load(result)
     except OSError as error:
-        raise ValueError(f"results {result} cannot be read ({error.strerror}); {_HOW}") from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{result} is not the {RESULT_NAME} of an evaluation ({error!r}); {_HOW}") from error
+        raise UserError(f"results {result} cannot be read ({error.strerror}); {_HOW}") from error
+    except (ValueError, RecursionError, KeyError, IndexError, TypeError, AttributeError) as error:
+        raise UserError(f"{result} is not the {RESULT_NAME} of an evaluation ({error!r}); {_HOW}") from error
 
 
 _HOW = "give the result.json that `hf_tokaccel evaluate` writes, for example outputs/evaluate_depth/result.json"
@@ -194,12 +195,12 @@ def pick_rows(result: Result, config: PreTrainedConfig) -> list[Row]:
     """
     dense = next((row for row in result.rows if row.kind == "dense"), None)
     if dense is None:
-        raise ValueError(f"the results of {result.model} have no row of the dense model; {_HOW}")
+        raise UserError(f"the results of {result.model} have no row of the dense model; {_HOW}")
     owner = _owner(config)
     own = dense if owner is None else next((row for row in result.rows if _same_setting(row, owner)), None)
     if own is None:
         names = "; ".join(row.name for row in result.rows if row.accel)
-        raise ValueError(
+        raise UserError(
             f"the results of {result.model} have no row of this model's setting, {_setting_text(owner.accel)}: they "
             f"are of {names or 'the dense model alone'}. Evaluate this model, for example with hf_tokaccel evaluate "
             "FOLDER, which takes the setting stored with it"
@@ -209,7 +210,7 @@ def pick_rows(result: Result, config: PreTrainedConfig) -> list[Row]:
             c.key for c in result.columns if c.key != "kept" and not math.isfinite(row.metrics.get(c.key, math.nan))
         ]
         if gaps:
-            raise ValueError(f"the results of {result.model} have no {', '.join(gaps)} in row {row.name!r}; {_HOW}")
+            raise UserError(f"the results of {result.model} have no {', '.join(gaps)} in row {row.name!r}; {_HOW}")
     rivals = [row for row in result.rows if row.group == own.group and row.kind not in ("dense", "clusters")]
     return [dense, own, *(row for row in rivals if row is not own)] if own is not dense else [dense, own]
 
@@ -227,7 +228,7 @@ def _same_setting(row: Row, owner: PreTrainedConfig) -> bool:
 
 def auto_class_of(config: PreTrainedConfig) -> str:
     """Name of the Auto class that loads the class which config.json names."""
-    names = set(config.architectures or ())
+    names = set(architectures_of(config))
     found = {
         auto.__name__
         for auto, classes in auto_models_of(type(config)).items()
@@ -238,7 +239,13 @@ def auto_class_of(config: PreTrainedConfig) -> str:
 
 
 def _architecture(config: PreTrainedConfig) -> str:
-    return (config.architectures or [type(config).__name__])[0]
+    return (architectures_of(config) or [type(config).__name__])[0]
+
+
+def architectures_of(config: PreTrainedConfig) -> list[str]:
+    """The classes that config.json names; anything may stand there."""
+    names = config.architectures
+    return [name for name in names if isinstance(name, str)] if isinstance(names, (list, tuple)) else []
 
 
 def _setting_text(accel: dict) -> str:

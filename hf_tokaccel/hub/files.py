@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import ModelCard
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from transformers import AutoConfig, AutoImageProcessor, AutoProcessor, PreTrainedConfig
 
-from ..checks import first_line
+from ..checks import UserError, first_line, said_by
+from ..results.files import read_json
 from ..results.rows import Result
 from .card import NOT_MEASURED, RESULT_NAME, build_card, read_result, setting_of
 
@@ -30,40 +30,51 @@ def check_folder(folder: str | Path, processor: bool = True) -> PreTrainedConfig
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise ValueError(f"{folder} is not a folder; give one that `hf_tokaccel accelerate MODEL --out DIR` wrote")
+        raise UserError(f"{folder} is not a folder; give one that `hf_tokaccel accelerate MODEL --out DIR` wrote")
     if not (folder / "config.json").is_file():
-        raise ValueError(f"{folder} has no config.json; give a folder that `hf_tokaccel accelerate` wrote")
+        raise UserError(f"{folder} has no config.json; give a folder that `hf_tokaccel accelerate` wrote")
     try:
         config = AutoConfig.from_pretrained(folder)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{folder}/config.json cannot be loaded: {first_line(error)}") from error
+    except Exception as error:  # Transformers checks some fields, and computes with others.
+        raise UserError(f"{folder}/config.json cannot be loaded: {said_by(error)}") from error
     if setting_of(config) is None:
-        raise ValueError(
+        raise UserError(
             f"{folder} holds a plain {config.model_type!r} model; give it a setting first, for example "
             f"`hf_tokaccel accelerate {folder} --out {folder}-tokaccel`"
         )
-    _check_weights(folder)
+    check_weights(folder, needed=True)
     if processor and not any((folder / name).is_file() for name in PROCESSORS):
-        raise ValueError(
+        raise UserError(
             f"{folder} has no {PROCESSORS[0]}, without which nobody can prepare images for the model: add it with "
             f"AutoImageProcessor.from_pretrained(BASE).save_pretrained({str(folder)!r}), or say --no-processor"
         )
     return config
 
 
-def _check_weights(folder: Path) -> None:
-    index = folder / "model.safetensors.index.json"
-    names = ["model.safetensors"]
-    if index.is_file():
-        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+def check_weights(folder: Path, needed: bool = False) -> None:
+    """Raises ValueError where files of weights are damaged or cut short, or an index names one that is not there.
+
+    Args:
+        folder: Of the model.
+        needed: Whether there have to be files in the format of safetensors.
+    """
+    index, names = folder / "model.safetensors.index.json", ["model.safetensors"]
+    if index.is_file() and not (folder / names[0]).is_file():
+        content = read_json(index)
+        weight_map = content.get("weight_map") if isinstance(content, dict) else None
+        if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
+            raise UserError(f"{index} has no weight_map from weights to files: save the model again")
+        names, needed = sorted(set(weight_map.values())), True
     for name in names:
         if not (folder / name).is_file():
-            raise ValueError(f"{folder} has no {name}: save the model again with save_pretrained")
+            if needed:
+                raise UserError(f"{folder} has no {name}: save the model again with save_pretrained")
+            continue
         try:
             with safe_open(folder / name, "pt"):
                 pass
-        except SafetensorError as error:
-            raise ValueError(f"{folder / name} is damaged ({error}): save the model again") from error
+        except Exception as error:  # Of safetensors, and of what it calls.
+            raise UserError(f"{folder / name} is damaged ({first_line(error)}): save the model again") from error
 
 
 def write_card(
@@ -130,14 +141,14 @@ def prepare_card(
     """
     folder = Path(folder)
     if result is not None and not_measured:
-        raise ValueError("--results and --not-measured exclude each other: give one of them")
+        raise UserError("--results and --not-measured exclude each other: give one of them")
     if result is None and not not_measured and (folder / RESULT_NAME).is_file():
         result = folder / RESULT_NAME
     card = read_card(folder)
     if result is None and not not_measured and card is not None and NOT_MEASURED not in card.text:
         return
     if result is None and not not_measured:
-        raise ValueError(
+        raise UserError(
             f"{folder} has no results for its card: measure with `hf_tokaccel evaluate {folder} --output {folder}`, "
             "or give --results FILE, or --not-measured for a card that says so"
         )
@@ -145,13 +156,22 @@ def prepare_card(
 
 
 def load_processor(source: str) -> Any | None:
-    """Processor or image processor of a folder or Hub id; None where it has none."""
+    """Processor or image processor of a folder or Hub id; None where it has none.
+
+    Raises:
+        ValueError: A folder has one that cannot be loaded.
+    """
+    failed = None
     for auto in (AutoProcessor, AutoImageProcessor):
         try:
             processor = auto.from_pretrained(source)
-        except (OSError, ValueError, KeyError, ImportError):
+        except Exception as error:  # Of a file that is not there, or that holds anything.
+            failed = error
             continue
         # Without a processor of its own, AutoProcessor hands out the tokenizer where there is one.
         if hasattr(processor, "image_processor") or hasattr(processor, "image_mean"):
             return processor
+    for path in (Path(source) / name for name in PROCESSORS[:2]):
+        if failed is not None and path.is_file():
+            raise UserError(f"{path} cannot be loaded: {said_by(failed)}") from failed
     return None

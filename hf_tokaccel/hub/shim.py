@@ -1,12 +1,18 @@
 """Folders that load with AutoModel: the shim that leads `trust_remote_code=True` to this package."""
 
+import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from ..atomic import FRESH, move_files, write_text
 from ..upstream import auto_classes, auto_models
 
 SHIM_NAME = "tokaccel_hub"
+_WEIGHTS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?")
 
 
 def auto_map(model: Any) -> dict[str, str]:
@@ -28,13 +34,38 @@ def shim_source(model: Any) -> str:
 def save_with_shim(model: Any, save_pretrained: Callable, folder: Any, *args: Any, **kwargs: Any) -> None:
     """Runs the native `save_pretrained` and adds the shim.
 
-    The shim is written first: a native push to the Hub uploads from inside of `save_pretrained`.
+    All is written beside what is there, and renamed when it is complete, config.json last. A process that dies leaves
+    whole files of the model that was there before, and a model that is saved over its own file may still read it.
     """
     model.config.auto_map = auto_map(model)
-    if kwargs.get("is_main_process", True):
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        (Path(folder) / f"{SHIM_NAME}.py").write_text(shim_source(model))
-    save_pretrained(folder, *args, **kwargs)
+    folder = Path(folder)
+    alone = not (torch.distributed.is_available() and torch.distributed.is_initialized())
+    if not alone or folder.is_file() or kwargs.get("push_to_hub") or not kwargs.get("is_main_process", True):
+        # A push uploads from inside of `save_pretrained`; and each process may write files of its own.
+        if kwargs.get("is_main_process", True) and not folder.is_file():
+            folder.mkdir(parents=True, exist_ok=True)
+            write_text(folder / f"{SHIM_NAME}.py", shim_source(model))
+        save_pretrained(folder, *args, **kwargs)
+        return
+    _save_whole(model, save_pretrained, folder, args, kwargs)
+
+
+def _save_whole(model: Any, save_pretrained: Callable, folder: Path, args: tuple, kwargs: dict[str, Any]) -> None:
+    fresh = folder / FRESH
+    shutil.rmtree(fresh, ignore_errors=True)
+    fresh.mkdir(parents=True)
+    try:
+        save_pretrained(fresh, *args, **kwargs)
+        write_text(fresh / f"{SHIM_NAME}.py", shim_source(model))
+        written = {path.name for path in fresh.iterdir()}
+        move_files(fresh, folder, last="config.json")
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+    if any(map(_WEIGHTS.fullmatch, written)):
+        # Of another number of files; loading would prefer the single one to the new ones.
+        for path in folder.iterdir():
+            if _WEIGHTS.fullmatch(path.name) and path.name not in written:
+                path.unlink()
 
 
 class ShimMixin:

@@ -9,7 +9,7 @@ from typing import Any
 from huggingface_hub import CommitInfo, HfApi, ModelCard, get_token
 from huggingface_hub.errors import HfHubHTTPError, HTTPError
 
-from ..checks import first_line
+from ..checks import UserError, first_line
 from ..results.rows import Result
 from ..version import __version__
 from .files import CARD, load_processor, prepare_card
@@ -44,9 +44,7 @@ def push_folder(
     """
     api = HfApi(library_name="hf_tokaccel", library_version=__version__)
     if token is False or (not isinstance(token, str) and get_token() is None):
-        raise ValueError(
-            "no token for the Hub: run `hf auth login`, set HF_TOKEN, or give --token (in Python: token=)"
-        )
+        raise UserError("no token for the Hub: run `hf auth login`, set HF_TOKEN, or give --token (in Python: token=)")
     try:
         api.whoami(token=token)
         repo_id = api.create_repo(repo_id, private=private, token=token, exist_ok=True).repo_id
@@ -87,7 +85,7 @@ def push_model(
 ) -> CommitInfo:
     """What `push_to_hub` of our models does; see `hub.ShimMixin.push_to_hub`."""
     if card is None and result is None and not not_measured:
-        raise ValueError(
+        raise UserError(
             f"{repo_id} has no results for its card: give result='outputs/evaluate_depth/result.json' or wherever the "
             "evaluation of this model was written, card=... for a card of your own, or not_measured=True"
         )
@@ -95,7 +93,7 @@ def push_model(
     if processor is None:
         processor = load_processor(source) if source else None
         if processor is None:
-            raise ValueError(
+            raise UserError(
                 f"no image processor was found at {source!r}, where this model was loaded from: give processor=..., "
                 "or processor=False to upload none"
             )

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..checks import UserError
 from .metrics import panoptic, segmentation
 
 # What `Agreement` says of each kind of reading.
@@ -80,7 +81,7 @@ def read_pixels(output: Any) -> Reading:
             return Reading("features", (features.movedim(1, -1) if features.ndim == 4 else features).float())
     if maps := get("feature_maps"):
         return Reading("features", maps[-1].movedim(1, -1).float())
-    raise ValueError(f"{type(output).__name__} holds nothing that the benchmark knows how to compare")
+    raise UserError(f"{type(output).__name__} holds nothing that the benchmark knows how to compare")
 
 
 def _getter(output: Any) -> Callable[[str], Any]:
@@ -146,7 +147,7 @@ class Agreement:
         else:
             (number,) = mean_agreement(output, dense).values()
             if not math.isfinite(number):
-                raise ValueError(
+                raise UserError(
                     f"the {dense.kind} of the dense model or of a setting is 0 everywhere or not finite, so there is "
                     "nothing to agree with: give images and weights that belong together, in float32 if in doubt."
                 )

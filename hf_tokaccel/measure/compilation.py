@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from ..checks import UserError
+
 
 def compile_model(model: nn.Module, backend: str = "inductor") -> nn.Module:
     """`torch.compile` for static shapes, with room for many variants of one model class.
@@ -14,7 +16,7 @@ def compile_model(model: nn.Module, backend: str = "inductor") -> nn.Module:
     """
     backends = torch._dynamo.list_backends(exclude_tags=())
     if backend not in backends:
-        raise ValueError(f"compile backend {backend!r} must be one of {', '.join(backends)}; for example inductor")
+        raise UserError(f"compile backend {backend!r} must be one of {', '.join(backends)}; for example inductor")
     # The limit counts all objects that share one forward, and each variant is one.
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 128)
     return torch.compile(model, backend=backend, dynamic=False)

@@ -6,9 +6,10 @@ from version to version, and so do the operators that it takes apart before it l
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from typing import Any
 
 import torch
@@ -92,25 +93,45 @@ def count_gflops(function: Callable[[Tensor], object], pixel_values: Tensor) -> 
     return counter.get_total_flops() / len(pixel_values) / 1e9
 
 
-def gflops_of_shape(model: nn.Module, size: tuple[int, int]) -> float:
+def gflops_of_shape(
+    model: nn.Module, size: tuple[int, int], inputs: Callable[[nn.Module, Tensor], dict[str, Any]] | None = None
+) -> float:
     """GFLOPs of one image (height, width) as `count_gflops` counts, on tensors that have shapes only.
 
-    Models that look at values are run for real, which gives the same number more slowly.
+    Models that look at values are run for real, which gives the same number more slowly; not those on the meta device.
+
+    Args:
+        model: on any device, the meta device too.
+        size: of the image in pixels.
+        inputs: what the model is called with, given it and the image (1, 3, height, width).
     """
+    make = inputs or (lambda model, images: {"pixel_values": images})
+    parameter = next(model.parameters())
+    is_meta = parameter.is_meta
+    # Autocast, which clustering asks for, knows no meta device.
+    device = torch.device("cpu") if is_meta else parameter.device
     # Some hosts keep position embeddings of the last call: neither must fake ones stay nor real ones be met.
     _forget(model)
-    with suppress(Exception):
-        fake = FakeTensorMode(allow_non_fake_inputs=True)
-        tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-        device = next(iter(tensors.values())).device
-        with fake:
-            shapes = {name: fake.from_tensor(tensor) for name, tensor in tensors.items()}
-            images = torch.empty(1, 3, *size, device=device)
-            return count_gflops(lambda x: functional_call(model, shapes, kwargs={"pixel_values": x}), images)
+    with suppress(Exception) if not is_meta else nullcontext(), _counting(model, device) as (counter, tensors):
+        images = torch.empty(1, 3, *size, device=device, dtype=parameter.dtype)
+        functional_call(model, tensors, kwargs=make(model, images))
+        return counter.get_total_flops() / 1e9
     _forget(model)
-    parameter = next(model.parameters())
-    images = torch.zeros(1, 3, *size, device=parameter.device, dtype=parameter.dtype)
-    return count_gflops(lambda x: model(pixel_values=x), images)
+    images = torch.zeros(1, 3, *size, device=device, dtype=parameter.dtype)
+    return count_gflops(lambda x: model(**make(model, x)), images)
+
+
+@contextmanager
+def _counting(model: nn.Module, device: torch.device) -> Iterator[tuple[FlopCounterMode, dict[str, Tensor]]]:
+    """A counter of what runs on the tensors that are given, of the shapes of the model's."""
+    fake = FakeTensorMode(allow_non_fake_inputs=True)
+    with torch.inference_mode(), fake:
+        tensors = {
+            name: torch.empty(tensor.shape, dtype=tensor.dtype, device=device)
+            for name, tensor in itertools.chain(model.named_parameters(), model.named_buffers())
+        }
+        with flop_counter() as counter:
+            yield counter, tensors
 
 
 def _forget(model: nn.Module) -> None:

@@ -10,6 +10,8 @@ from statistics import median, quantiles
 
 import torch
 
+from ..checks import UserError
+
 
 @dataclass(frozen=True)
 class Timing:
@@ -70,7 +72,7 @@ def seconds_interleaved(
             times in a turn, and the mean counts.
     """
     if rounds < 1:
-        raise ValueError(f"rounds={rounds} must be at least 1, for example 10")
+        raise UserError(f"rounds={rounds} must be at least 1, for example 10")
     device = torch.device(device)
     seconds, repeats = [[] for _ in functions], [1] * len(functions)
     collects = gc.isenabled()

@@ -5,6 +5,7 @@ from typing import Any
 
 from transformers import AutoModelForImageSegmentation, EomtConfig, EomtForUniversalSegmentation, PreTrainedConfig
 
+from ..checks import UserError
 from ..hosts.blocks import Encoder, Grid
 from ..hosts.config import AcceleratedConfig
 from ..hosts.modeling import AcceleratedModel, enter, record
@@ -40,14 +41,14 @@ class QueryBlocksConfig(AcceleratedConfig):
         last, start, end = self.num_hidden_layers - self.num_blocks, setting.starts[-1], setting.reconstruct_after
         why = f"the queries join the last num_blocks={self.num_blocks} of num_hidden_layers={self.num_hidden_layers}"
         if last < 1:
-            raise ValueError(f"a model without blocks before the queries cannot be accelerated: {why}; pass None.")
+            raise UserError(f"a model without blocks before the queries cannot be accelerated: {why}; pass None.")
         if start >= last:
-            raise ValueError(
+            raise UserError(
                 f"cluster_after={setting.cluster_after} is not valid: it must be between 0 and {last - 1}, since "
                 f"{why}, for example cluster_after={last // 2}."
             )
         if end is not None and end > last:
-            raise ValueError(
+            raise UserError(
                 f"reconstruct_after={end} is not valid: it must be None or between {start + 1} and {last}, since "
                 f"{why}, for example reconstruct_after={last}."
             )

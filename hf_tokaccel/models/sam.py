@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedConfig, SamConfig, SamModel, SamVisionConfig, SamVisionModel
 from transformers.models.sam.modeling_sam import SamVisionEncoder
 
+from ..checks import UserError
 from ..hosts.config import AcceleratedConfig
 from ..hosts.layout import TokenLayout, WindowLayout
 from ..hosts.modeling import AcceleratedModel, enter, image_grid, record
@@ -133,7 +134,7 @@ def _refuse(name: str, what: str, must: str, prompts: Tensor, outside: Tensor, l
     place = tuple(outside.nonzero()[0].tolist())
     width, height = limits[place[0] if len(limits) > 1 else 0].flatten().tolist()
     middle = (width / 2, height / 2) if prompts.shape[-1] == 2 else (0, 0, width, height)
-    raise ValueError(
+    raise UserError(
         f"{name}[{', '.join(map(str, place))}] is not valid: the {what} = {tuple(prompts[place].tolist())} must "
         f"{must}, which has {height} x {width} (height x width) pixels as the model sees it, for example {middle}. "
         "The processor scales prompts from the original image, so give it those in pixels of the original."

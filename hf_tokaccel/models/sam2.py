@@ -14,6 +14,7 @@ from transformers import (
     Sam2VisionModel,
 )
 
+from ..checks import UserError
 from ..hosts.blocks import Block, Encoder, Grid
 from ..hosts.config import AcceleratedConfig
 from ..hosts.layout import TokenLayout, WindowLayout
@@ -54,12 +55,12 @@ class TokAccelSam2HieraDetConfig(AcceleratedConfig, Sam2HieraDetConfig):
         where = f"stage {stage + 1} of blocks_per_stage={blocks}"
         if stage > 0 and after == end - blocks[stage]:
             longest = blocks.index(max(blocks))
-            raise ValueError(
+            raise UserError(
                 f"cluster_after={after} is not valid: block {after} (0-based) pools the tokens for {where}, and "
                 f"clusters can only be made of pooled ones, for example cluster_after={sum(blocks[:longest]) + 1}."
             )
         if until is not None and until > end:
-            raise ValueError(
+            raise UserError(
                 f"reconstruct_after={until} is not valid: it must be None or between {after + 1} and {end}, where "
                 f"{where} ends, for example reconstruct_after={end}."
             )

@@ -17,7 +17,7 @@ from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 
-from ..checks import as_pair
+from ..checks import UserError, as_pair
 from ..semantic.global_tokens import GlobalConfig, GlobalModel, PositionedPatches, patch_parameters
 from ..semantic.layers import SemanticAttention, SemanticLayer
 from ..semantic.modeling import SemanticFamily, register_semantic_family
@@ -54,13 +54,13 @@ class STViTEmbeddings(PositionedPatches):
         size = tuple(pixel_values.shape[-2:])
         expected, patch = as_pair(self.config.image_size), as_pair(self.config.patch_size)
         if size != expected and not interpolate_pos_encoding:
-            raise ValueError(
+            raise UserError(
                 f"Input image size {size} is not valid: this model was built for {expected}. Resize the image, or "
                 "call the model with interpolate_pos_encoding=True."
             )
         if size != expected and (size[0] % patch[0] or size[1] % patch[1]):
             example = tuple(max(side // part, 1) * part for side, part in zip(size, patch, strict=True))
-            raise ValueError(
+            raise UserError(
                 f"Input image size {size} is not valid: height and width must be multiples of the patch size {patch}, "
                 f"for example {example}."
             )

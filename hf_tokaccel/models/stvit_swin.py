@@ -14,7 +14,7 @@ from transformers.models.swin.modeling_swin import (
 )
 from transformers.utils.generic import merge_with_config_defaults
 
-from ..checks import as_pair, require
+from ..checks import UserError, as_pair, require
 from ..hosts.change import become
 from ..semantic.modeling import SemanticConfig, SemanticFamily, SemanticModel, register_semantic_family
 from ..semantic.pooling import check_token_grid
@@ -184,7 +184,7 @@ class TokAccelSTViTSwinBackbone(_SwinHead, SwinBackbone):
 
     def __init__(self, config: TokAccelSTViTSwinConfig) -> None:
         if not config.accel_view().recover:
-            raise ValueError(
+            raise UserError(
                 "recover=False is not valid for a Backbone, which returns maps of all image tokens: it must be True, "
                 "for example accel={'method': 'semantic_tokens', 'recover': True}."
             )

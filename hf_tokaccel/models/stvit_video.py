@@ -20,7 +20,7 @@ from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 
-from ..checks import as_pair
+from ..checks import UserError, as_pair
 from ..semantic.global_tokens import GlobalConfig, GlobalModel, PositionedPatches, patch_parameters
 from ..semantic.layers import SemanticAttention, SemanticLayer
 from ..semantic.modeling import SemanticFamily, register_semantic_family
@@ -58,7 +58,7 @@ class STViTVideoEmbeddings(PositionedPatches):
         frames, size = pixel_values.shape[1], tuple(pixel_values.shape[-2:])
         expected = as_pair(self.config.image_size)
         if (frames, *size) != (self.config.num_frames, *expected):
-            raise ValueError(
+            raise UserError(
                 f"Input of {frames} frames of size {size} is not valid: this model was built for "
                 f"{self.config.num_frames} frames of size {expected}, so sample and resize the video to these."
             )
@@ -104,7 +104,7 @@ class TokAccelSTViTVideoModel(STViTVideoPreTrainedModel):
             ValueError: on another number of frames or image size, or an argument that the model cannot use.
         """
         if kwargs.pop("interpolate_pos_encoding", None):
-            raise ValueError(
+            raise UserError(
                 f"interpolate_pos_encoding=True is not valid for {type(self).__name__}: resize the video to "
                 f"image_size={self.config.image_size} of the configuration."
             )

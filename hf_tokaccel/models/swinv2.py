@@ -15,7 +15,7 @@ from transformers import (
 )
 from transformers.models.swinv2.modeling_swinv2 import Swinv2Layer, Swinv2SelfAttention, Swinv2Stage
 
-from ..checks import as_pair
+from ..checks import UserError, as_pair
 from ..hosts.modeling import AcceleratedModel
 from ..hosts.stages import (
     AcceleratedStage,
@@ -50,7 +50,7 @@ class TokAccelSwinv2Config(StagedConfig, Swinv2Config):
     @classmethod
     def fit_accel(cls, setting: TokenClusteringConfig, host: PreTrainedConfig) -> TokenClusteringConfig:
         if setting.similarity_on not in cls.accel_similarities:
-            raise ValueError(
+            raise UserError(
                 "similarity_on='normalized' is not valid for Swin V2, whose blocks have no LayerNorm before "
                 "attention: it must be 'tokens', for example similarity_on='tokens'."
             )

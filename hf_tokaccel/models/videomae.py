@@ -10,6 +10,7 @@ from transformers import (
     VideoMAEModel,
 )
 
+from ..checks import UserError
 from ..hosts.config import AcceleratedConfig
 from ..hosts.layout import TokenLayout
 from ..hosts.modeling import AcceleratedModel, enter, read, record
@@ -40,7 +41,7 @@ class TokAccelVideoMAEModel(AcceleratedModel, VideoMAEModel):
 
     def accel_layout(self, arguments: dict[str, Any]) -> TokenLayout:
         if arguments.get("bool_masked_pos") is not None:
-            raise ValueError(
+            raise UserError(
                 "bool_masked_pos is not valid while acceleration is on, since the visible tokens are no grid that "
                 "could be clustered: pass None, or switch acceleration off with accelerate(model, None)."
             )

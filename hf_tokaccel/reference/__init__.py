@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from ..checks import UserError
+
 _MODELS = {"depth": "dpt-scenes", "segmentation": "segmenter-scenes", "panoptic": "mask2former-scenes"}
 REFERENCE_MODELS = tuple(_MODELS)
 
@@ -17,10 +19,10 @@ def reference_model_path(name: str) -> Path:
     """
     if name not in _MODELS:
         known = ", ".join(repr(known) for known in _MODELS)
-        raise ValueError(f"Unknown reference model {name!r}: it must be one of {known}; for example 'depth'.")
+        raise UserError(f"Unknown reference model {name!r}: it must be one of {known}; for example 'depth'.")
     folder = Path(__file__).parent / _MODELS[name]
     if not folder.is_dir():
-        raise ValueError(
+        raise UserError(
             f"The reference model {name!r} is missing: there is no folder {folder}. Install the package as a whole, "
             "or give a model of your own."
         )

@@ -8,8 +8,28 @@ from decimal import Context, Decimal
 from pathlib import Path
 from typing import Any
 
+from ..atomic import write_text
+from ..checks import UserError, first_line
+
 WIDTH = 119
 _SIX = Context(prec=6)
+
+
+def read_json(path: str | Path, what: str = "file", advice: str = "") -> Any:
+    """What a file of JSON holds.
+
+    Args:
+        path: of the file.
+        what: it is, for the error.
+        advice: what to do, which the error ends with.
+
+    Raises:
+        ValueError: It cannot be read, or is no JSON.
+    """
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{what} {path} cannot be read as JSON ({first_line(error)}){advice}") from error
 
 
 def write_json(path: str | Path, values: Any, *, exact: bool = False) -> None:
@@ -22,7 +42,12 @@ def write_json(path: str | Path, values: Any, *, exact: bool = False) -> None:
         values: of plain data.
         exact: keeps all digits, for what is read back and compared.
     """
-    Path(path).write_text(_text(_plain(values, exact), "") + "\n", encoding="utf-8")
+    write_text(path, _text(_plain(values, exact), "") + "\n")
+
+
+def json_line(values: Any) -> str:
+    """The same on one line, for a file with a record on each."""
+    return _line(_plain(values, exact=False))
 
 
 def _plain(value: Any, exact: bool) -> Any:

@@ -6,6 +6,8 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
+from ..checks import UserError
+
 
 def marks(name: str) -> tuple[str, str]:
     return f"<!-- begin: {name} -->", f"<!-- end: {name} -->"
@@ -23,7 +25,7 @@ def fill_marked(text: str, contents: Mapping[str, str]) -> str:
         ValueError: the page has a place that there is nothing for.
     """
     if unknown := marked_places(text) - set(contents):
-        raise ValueError(f"there is nothing for the places {sorted(unknown)}: known are {', '.join(contents)}")
+        raise UserError(f"there is nothing for the places {sorted(unknown)}: known are {', '.join(contents)}")
     for name in marked_places(text):
         begin, end = marks(name)
         place = re.compile(f"{re.escape(begin)}.*?{re.escape(end)}", re.DOTALL)

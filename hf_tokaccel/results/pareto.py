@@ -11,6 +11,7 @@ from pathlib import Path
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from ..checks import UserError
 from .rows import Result
 
 # Colour says how full resolution is rebuilt, shape and line what is shortened.
@@ -115,7 +116,7 @@ def plot_of_bench(values: dict) -> Plot:
     mode = values["rows"][0]["mode"]
     rows = [row for row in values["rows"] if row["mode"] == mode and row["agreement"]]
     if len(rows) < 2:
-        raise ValueError(f"the benchmark of {values['model']} has no rows with agreement to plot; run it with rivals")
+        raise UserError(f"the benchmark of {values['model']} has no rows with agreement to plot; run it with rivals")
     key = next(iter(rows[0]["agreement"]))
     points = [
         Point(method_of(row["name"]), row["kind"], row["gflops"], row["speedup"], row["agreement"][key])
@@ -139,9 +140,11 @@ def load_plot(path: str | Path) -> Plot:
             return plot_of_result(Result.from_dict(values))
         if "agreement" in values["rows"][0]:
             return plot_of_bench(values)
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, IndexError, TypeError, AttributeError) as error:
-        raise ValueError(_not_ours(path)) from error
-    raise ValueError(_not_ours(path))
+    except UserError:
+        raise
+    except (ValueError, RecursionError, KeyError, IndexError, TypeError, AttributeError) as error:
+        raise UserError(_not_ours(path)) from error
+    raise UserError(_not_ours(path))
 
 
 def _not_ours(path: str | Path) -> str:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ..auto import accelerate, accelerate_config
+from ..checks import UserError
 from ..hosts.config import family_of, stored_accel
 from ..images import input_step
 from ..measure.flops import count_gflops, gflops_of_shape
@@ -150,7 +151,7 @@ def lower_resolution(subject: Subject, setting: TokenClusteringConfig) -> Rival:
     target = subject.gflops(subject.clustered(setting))
     steps, most = steps_at(subject, target)
     if steps == most:
-        raise ValueError(f"its {target:.2f} GFLOPs are nearest to those of the full resolution")
+        raise UserError(f"its {target:.2f} GFLOPs are nearest to those of the full resolution")
     return resized(subject, steps)
 
 
@@ -191,7 +192,7 @@ def token_merging(subject: Subject, setting: TokenClusteringConfig) -> Rival:
     subject.gflops(row(1))  # Says so where the model cannot.
     count = nearest(lambda count: subject.gflops(row(count)), height * width // 2, 0, target)
     if count == 0:
-        raise ValueError(f"its {target:.2f} GFLOPs are nearest to those without merging")
+        raise UserError(f"its {target:.2f} GFLOPs are nearest to those without merging")
     return row(count)
 
 

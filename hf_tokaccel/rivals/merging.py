@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ..auto import accelerate
+from ..checks import UserError
 from ..clustering.functional import ReconstructionPlan, _autocast_off, _exact
 from ..hosts.layout import TokenLayout
 from ..hosts.modeling import AcceleratedModel
@@ -54,7 +55,7 @@ def merge_tokens(
     """
     batch, length, channels = tokens.shape
     if not 0 <= count <= length // 2:
-        raise ValueError(
+        raise UserError(
             f"count={count} is not valid: one step merges between 0 and half of the {length} tokens, for example "
             f"count={length // 8}."
         )
@@ -102,7 +103,7 @@ class MergeTrack(TokenTrack):
     def __init__(self, *args: Any, per_layer: int, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         if type(self.layout) is not TokenLayout:
-            raise ValueError(_NEEDS_GRID)
+            raise UserError(_NEEDS_GRID)
         self.per_layer = per_layer
         self.sizes: Tensor | None = None
         self.rows: Tensor | None = None
@@ -144,14 +145,14 @@ def merge_in_layers(model: PreTrainedModel, per_layer: int) -> PreTrainedModel:
         ValueError: the model cannot be accelerated, or its blocks need a grid of tokens; some say so when they run.
     """
     if per_layer < 0:
-        raise ValueError(f"per_layer={per_layer} is not valid: it must be 0 or more, for example per_layer=32.")
+        raise UserError(f"per_layer={per_layer} is not valid: it must be 0 or more, for example per_layer=32.")
     merged = accelerate(model, _COPIES)
     entered = [module for module in merged.modules() if getattr(module, "accel", None) is not None]
     for module in entered:
         inputs, positions = (getattr(type(module), name, None) for name in ("accel_block_inputs", "accel_positions"))
         own = inputs is not AcceleratedModel.accel_block_inputs or positions is not AcceleratedModel.accel_positions
         if own or module.accel_passes_inputs:
-            raise ValueError(_NEEDS_GRID)
+            raise UserError(_NEEDS_GRID)
         module.accel_make_track = _Tracks(per_layer)
     merged.save_pretrained = _refuse_saving
     return merged
@@ -168,7 +169,7 @@ class _Tracks:
 
 
 def _refuse_saving(*args: Any, **kwargs: Any) -> None:
-    raise ValueError(
+    raise UserError(
         "a model with merged tokens is for comparison only and cannot be saved: save the model that it was made of, "
         "or one of hf_tokaccel.accelerate(model, accel)."
     )

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 from torch import nn
 
 from ..auto import accelerate_config
+from ..checks import UserError
 from ..hosts.config import family_of
 from ..settings.clustering import TokenClusteringConfig
 from ..settings.naming import group_name
@@ -54,7 +55,7 @@ def default_settings(model: nn.Module, image_size: tuple[int, int], task: Sweep)
         accelerated = accelerate_config(model.config, None)
         host = accelerated.accel_host()
     except ValueError as error:
-        raise ValueError(
+        raise UserError(
             f"no default settings are known for this {model.config.model_type!r} model; name one, for example --accel "
             f"cluster_after=4,cluster_grid=12x12, or --accel none for the dense model alone ({error})"
         ) from error

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from ..checks import UserError
 from ._classes import MATERIALS
 from ._layout import Scenes, draw_scenes
 from ._random import SPLITS
@@ -22,27 +23,25 @@ _GPU_PIXELS = 1 << 22
 
 def _check_split(split: str) -> None:
     if split not in SPLITS:
-        raise ValueError(f"Unknown split {split!r}: it must be one of {', '.join(SPLITS)}; for example split='train'.")
+        raise UserError(f"Unknown split {split!r}: it must be one of {', '.join(SPLITS)}; for example split='train'.")
 
 
 def _check_materials(materials: str) -> None:
     if materials not in MATERIALS:
         known = ", ".join(MATERIALS)
-        raise ValueError(f"Unknown materials {materials!r}: it must be one of {known}; e.g. materials='any'.")
+        raise UserError(f"Unknown materials {materials!r}: it must be one of {known}; e.g. materials='any'.")
 
 
 def _check_size(size: tuple[int, int]) -> tuple[int, int]:
     good = isinstance(size, Sequence) and not isinstance(size, str) and len(size) == 2
     if not good or any(not isinstance(s, int) or isinstance(s, bool) or s < 1 for s in size):
-        raise ValueError(
-            f"Bad size {size!r}: it must be (height, width), two positive integers; e.g. size=(128, 128)."
-        )
+        raise UserError(f"Bad size {size!r}: it must be (height, width), two positive integers; e.g. size=(128, 128).")
     return int(size[0]), int(size[1])
 
 
 def _check_integer(name: str, value: int, low: int, example: int) -> None:
     if not isinstance(value, int) or isinstance(value, bool) or not low <= value < 2**31:
-        raise ValueError(
+        raise UserError(
             f"Bad {name} {value!r}: it must be an integer from {low} to {2**31 - 1}; for example {name}={example}."
         )
 
@@ -53,9 +52,9 @@ def _draw(indices: Sequence[int] | Tensor, split: str, seed: int, materials: str
     _check_integer("seed", seed, 0, 0)
     values = torch.as_tensor(indices).cpu()
     if values.ndim != 1 or len(values) == 0 or values.is_floating_point() or values.dtype == torch.bool:
-        raise ValueError(f"Bad indices {indices!r}: they must be a non-empty list of integers; e.g. indices=[0, 1].")
+        raise UserError(f"Bad indices {indices!r}: they must be a non-empty list of integers; e.g. indices=[0, 1].")
     if int(values.min()) < 0 or int(values.max()) >= 2**31:
-        raise ValueError(f"Bad indices {indices!r}: each must be from 0 to {2**31 - 1}; for example indices=[0, 1].")
+        raise UserError(f"Bad indices {indices!r}: each must be from 0 to {2**31 - 1}; for example indices=[0, 1].")
     return draw_scenes(values.long(), split, seed, materials)
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutputWithPooling, ImageClassifierOutput
 
+from ..checks import UserError
 from ..settings.semantic import SemanticTokenConfig
 from .layers import SemanticLayer, branch_dropout
 from .modeling import SemanticConfig, SemanticModel
@@ -130,7 +131,7 @@ class GlobalModel(SemanticModel):
         """Raises ValueError on the host's arguments that have no meaning here; attention would swallow them."""
         for name in ("attention_mask", "bool_masked_pos"):
             if kwargs.pop(name, None) is not None:
-                raise ValueError(
+                raise UserError(
                     f"{name} is not valid for {type(self).__name__}, whose semantic tokens are pooled from all "
                     "tokens: leave it out."
                 )

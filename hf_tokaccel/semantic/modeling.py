@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.backbone_utils import BackboneMixin
 
+from ..checks import UserError
 from ..discovery import FoundByName, family_modules
 from ..hosts.config import AcceleratedConfig, SettingConfig
 from ..hosts.convert import convert_config
@@ -37,7 +38,7 @@ class SemanticConfig(SettingConfig):
 
     def stored_accel(self, value: Any) -> dict | None:
         if value is None and self.accel_knows_host:
-            raise ValueError(
+            raise UserError(
                 f"accel=None is not valid for model type {self.model_type!r}, whose weights are trained with their "
                 "semantic tokens: give its setting, for example accel={'method': 'semantic_tokens'}, or load a plain "
                 "model of the same size."
@@ -52,7 +53,7 @@ class SemanticConfig(SettingConfig):
         """
         setting = as_accel(accel)
         if not isinstance(setting, SemanticTokenConfig):
-            raise ValueError(
+            raise UserError(
                 f"method={setting.method!r} is not valid for model type {self.model_type!r}, which runs on semantic "
                 "tokens: give for example accel={'method': 'semantic_tokens', 'generation_layers': 2}."
             )
@@ -147,14 +148,14 @@ class SemanticModel(ShimMixin):
         family = SEMANTIC.get(model_type)
         if family is None:
             if model_type not in (None, cls.config_class.model_type):
-                raise ValueError(
+                raise UserError(
                     f"{pretrained_model_name_or_path!r} is of model type {model_type!r}, which {cls.__name__} cannot "
                     f"load. Supported: {cls.config_class.model_type}, and to start from {', '.join(sorted(SEMANTIC))}."
                 )
             return super().from_pretrained(pretrained_model_name_or_path, *args, config=config, **kwargs)
         natives = [native for native, ours in family.models.items() if ours is cls]
         if not natives:
-            raise ValueError(
+            raise UserError(
                 f"{cls.__name__} cannot be initialised from {pretrained_model_name_or_path!r}, of model type "
                 f"{source['model_type']!r}: use one of {', '.join(c.__name__ for c in family.models.values())}."
             )
@@ -211,12 +212,12 @@ def semantic_config(config: PreTrainedConfig, accel: SemanticTokenConfig) -> Pre
     if isinstance(config, SemanticConfig):
         cls = type(config)
     elif isinstance(config, AcceleratedConfig):
-        raise ValueError(
+        raise UserError(
             f"model type {config.model_type!r} clusters tokens and cannot run on semantic tokens too: give the plain "
             "configuration or model, see hf_tokaccel.to_native and to_native_config."
         )
     elif family is None:
-        raise ValueError(
+        raise UserError(
             f"model type {config.model_type!r} cannot run on semantic tokens. Supported: "
             f"{', '.join(sorted(SEMANTIC))}, and heads with such a backbone_config; for example a 'vit' or 'swin' "
             "configuration."
@@ -257,7 +258,7 @@ def _initialize(
 ) -> tuple[PreTrainedModel, Initialization]:
     """See `initialize`; `missing` names parameters that are random in the plain model too."""
     if isinstance(model, SemanticModel):
-        raise ValueError(
+        raise UserError(
             f"{type(model).__name__} runs on the semantic tokens that it was built for: give a plain model to use "
             "another setting."
         )
@@ -287,7 +288,7 @@ def _counterpart(model: PreTrainedModel) -> type[PreTrainedModel]:
     cls = family.models.get(type(model))
     if cls is None:
         names = ", ".join(sorted(native.__name__ for native in family.models))
-        raise ValueError(f"{type(model).__name__} cannot run on semantic tokens: use one of {names}.")
+        raise UserError(f"{type(model).__name__} cannot run on semantic tokens: use one of {names}.")
     return cls
 
 

@@ -4,6 +4,8 @@ import torch
 from torch import Tensor, nn
 from transformers import initialization as init
 
+from ..checks import UserError
+
 _EPS = 1e-5  # LayerNorm of the posted module, whatever that of the model is
 
 
@@ -19,7 +21,7 @@ def check_token_grid(grid: tuple[int, int], size: tuple[int, int], pooling: str,
         return
     smaller = [allowed[:-1] or allowed for allowed in sides]
     example = tuple(min(allowed, key=lambda side: abs(side - 4)) for allowed in smaller)
-    raise ValueError(
+    raise UserError(
         f"token_grid={tuple(grid)} does not fit: it must give fewer semantic tokens than the {size[0]} x {size[1]} "
         f"tokens of {where}, with h one of {sides[0]} and w one of {sides[1]} for pooling={pooling!r}, for example "
         f"token_grid={example}."

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import SwinConfig
 from transformers.models.swin.modeling_swin import SwinPatchMerging, SwinRelativePositionBias, SwinStage
 
-from ..checks import as_pair
+from ..checks import UserError, as_pair
 from ..settings.semantic import SemanticTokenConfig
 from .layers import SemanticLayer
 from .pooling import GlobalCenters, SemanticPooling, check_token_grid
@@ -210,7 +210,7 @@ class SemanticStage(SwinStage):
         if bias is None:
             return None
         if any(side > limit for side, limit in zip(window, bias.window_size, strict=True)):
-            raise ValueError(
+            raise UserError(
                 f"{window[0]} x {window[1]} semantic tokens are not valid: relative_position_bias=True has positions "
                 f"for {bias.window_size[0]} x {bias.window_size[1]}, those of image_size={self.config.image_size}. "
                 "Use images of at most this size."

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ..checks import UserError
 from .layers import SemanticLayer
 from .stage import SemanticStage, StageMap
 from .windows import KeyWindows, Size, join, key_windows, pad_map, partition, released_outside, window_padding
@@ -30,7 +31,7 @@ class GlobalUnits(SemanticStage):
         setting, always = self.setting, kwargs.pop("always_partition")
         side = self.config.window_size
         if sizes.size != (2 * side, 2 * side):
-            raise ValueError(
+            raise UserError(
                 f"{sizes.size[0]} x {sizes.size[1]} tokens in the third stage are not valid: "
                 f"formulation='classification' runs on maps of 2 x 2 windows, so {2 * side} x {2 * side} tokens, "
                 f"which are images of {32 * side} pixels with patch_size=4. formulation='detection' runs at any size."

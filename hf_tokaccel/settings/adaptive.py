@@ -6,7 +6,7 @@ from dataclasses import fields
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
-from ..checks import is_count, is_int, is_number, require
+from ..checks import UserError, is_count, is_int, is_number, require
 
 if TYPE_CHECKING:
     from .clustering import TokenClusteringConfig
@@ -25,7 +25,7 @@ def check_clusters(setting: TokenClusteringConfig) -> None:
     """Raises ValueError where steps, counts and the fields of one kind of clusters do not go together."""
     grid, clusters, after = setting.cluster_grid, setting.clusters, setting.cluster_after
     if grid is None and clusters is None:
-        raise ValueError(
+        raise UserError(
             "neither cluster_grid nor clusters is given: one of them says how many clusters there are, for example "
             "clusters=0.5 or cluster_grid=(16, 16)."
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import MISSING, asdict, dataclass, fields
 from typing import Any, ClassVar, Self
 
-from ..checks import as_pair, check_grid, require
+from ..checks import UserError, as_pair, as_plain, brief, check_grid, did_you_mean, require
 from ..version import __version__
 
 
@@ -31,6 +31,8 @@ class Setting:
 
     def __post_init__(self) -> None:
         name, own = self.grid_name, type(self).method
+        for field in fields(self):
+            object.__setattr__(self, field.name, as_plain(getattr(self, field.name)))
         grid = as_pair(getattr(self, name))
         object.__setattr__(self, name, grid)
         # The grid is optional where None is its default.
@@ -46,16 +48,21 @@ class Setting:
             ValueError: on unknown or missing keys, and on any value that the class refuses.
         """
         known = {field.name: field.default for field in _fields(cls)}
-        unknown = sorted(values.keys() - known.keys())
+        unknown = sorted(values.keys() - known.keys(), key=str)
         if unknown:
-            written_by = values.get("version", "unknown")
-            raise ValueError(
-                f"unknown keys {unknown} in accel (written by hf_tokaccel {written_by}, this is {__version__}). "
-                f"Allowed: {', '.join(known)}; for example {cls.example}."
+            # A version that is not ours explains a key better than a slip of the pen does.
+            written_by = values.get("version", __version__)
+            other = (
+                "" if written_by == __version__ else f" (written by hf_tokaccel {written_by}, this is {__version__})"
+            )
+            near = did_you_mean(unknown[0], known)
+            raise UserError(
+                f"unknown keys {brief(unknown)} in accel{other}{near}. Allowed: {', '.join(known)}; for example "
+                f"{cls.example}."
             )
         missing = [name for name, default in known.items() if default is MISSING and name not in values]
         if missing:
-            raise ValueError(f"accel={values!r} lacks {missing}: give for example {cls.example}.")
+            raise UserError(f"accel={brief(values)} lacks {missing}: give for example {cls.example}.")
         return cls(**values)
 
     def to_dict(self) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from ..checks import require
+from ..checks import UserError, brief, check_choice
 from .clustering import TokenClusteringConfig
 from .semantic import SemanticTokenConfig
 
@@ -19,9 +19,9 @@ def as_accel(accel: Any) -> Any:
         return accel
     if isinstance(accel, dict):
         method = accel.get("method", "token_clustering")
-        require(method in METHODS, "method", method, f"one of {', '.join(METHODS)}", "token_clustering")
+        check_choice("method", method, tuple(METHODS), "token_clustering")
         return METHODS[method].from_dict(accel)
-    raise ValueError(
-        f"accel={accel!r} is not valid: it must be None, a dict, a TokenClusteringConfig or a SemanticTokenConfig, "
-        "for example TokenClusteringConfig(cluster_after=6, cluster_grid=(16, 16))."
+    raise UserError(
+        f"accel={brief(accel)} is not valid: it must be None, a dict, a TokenClusteringConfig or a "
+        "SemanticTokenConfig, for example TokenClusteringConfig(cluster_after=6, cluster_grid=(16, 16))."
     )

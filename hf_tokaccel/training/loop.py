@@ -4,6 +4,7 @@ What is drawn has to depend on the seed and the step alone, so that a run that w
 not been; `batches` and `loss` of each kind of run see to that.
 """
 
+import itertools
 import json
 import math
 import os
@@ -18,9 +19,11 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from ..atomic import replace_folder, versions, write_text
+from ..checks import UserError, first_line
 from ..measure.progress import progress_bar
 
-RUN, LOG = "run.json", "training_log.jsonl"
+RUN, LOG, CHECKPOINT = "run.json", "training_log.jsonl", "checkpoint"
 
 
 class Loop:
@@ -105,31 +108,55 @@ class Loop:
         Raises:
             ValueError: there is no checkpoint.
         """
-        path = self.work / "checkpoint" / RUN
-        if not path.is_file():
-            raise ValueError(f"there is no checkpoint in {self.work} to resume from: start without --resume")
-        return json.loads(path.read_text())
+        found = last_checkpoint(self.work)
+        if found is None:
+            raise UserError(f"there is no checkpoint in {self.work} to resume from: start without --resume")
+        return _read_run(found)
+
+    def check_new(self) -> None:
+        """Raises ValueError where a run that is not resumed would write over another one."""
+        if last_checkpoint(self.work) is not None:
+            raise UserError(f"{self.work} holds a checkpoint: add --resume to continue it, or choose another --work")
 
     def restore(self, stored: dict[str, Any]) -> None:
         """Continues from the checkpoint, of which `stored` has said that it fits."""
-        self.accelerator.load_state(str(self.work / "checkpoint"))
+        found = last_checkpoint(self.work)
+        try:
+            self.accelerator.load_state(str(found))
+        except Exception as error:  # Of a damaged file: of any type.
+            raise UserError(
+                f"checkpoint {found} cannot be read ({type(error).__name__}: {first_line(error)})"
+            ) from error
         self.state = {name: stored[name] for name in self.state}
+        # All have read it.
+        self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
-            lines = (self.work / LOG).read_text().splitlines()
-            kept = [line for line in lines if json.loads(line)["step"] <= self.step]
-            (self.work / LOG).write_text("".join(f"{line}\n" for line in kept))
+            last = self.work / CHECKPOINT
+            if found != last:
+                # Interrupted between the two renames of a swap.
+                shutil.rmtree(last, ignore_errors=True)
+                os.rename(found, last)
+            log = self.work / LOG
+            lines = log.read_text().splitlines() if log.is_file() else []
+            write_text(log, "".join(f"{line}\n" for line in lines if _is_until(line, self.step)))
+        self.accelerator.wait_for_everyone()
 
     def save(self) -> None:
-        """Writes a checkpoint beside the last one and swaps them, so that an interruption leaves one intact."""
-        fresh, last = self.work / "checkpoint.new", self.work / "checkpoint"
+        """Writes a checkpoint beside the last one and swaps them: an interruption at any point leaves one intact."""
+        last = self.work / CHECKPOINT
+        fresh = versions(last)[1]
+        if self.accelerator.is_main_process:
+            shutil.rmtree(fresh, ignore_errors=True)
+        self.accelerator.wait_for_everyone()
         self.accelerator.save_state(str(fresh))
+        # Each process writes files of its own.
+        self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
             times = {"seconds": self.seconds(), "cpu_seconds": self.cpu_seconds()}
             losses = [float(loss) for loss in self.state["losses"]]
             run = {**self.state, **times, "losses": losses, **self.known}
-            (fresh / RUN).write_text(json.dumps(run, indent=1))
-            shutil.rmtree(last, ignore_errors=True)
-            os.replace(fresh, last)
+            write_text(fresh / RUN, json.dumps(run, indent=1))
+            replace_folder(last, fresh)
         self.accelerator.wait_for_everyone()
 
     def log(self, **values: Any) -> None:
@@ -150,7 +177,7 @@ class Loop:
         """
         self.work.mkdir(parents=True, exist_ok=True)
         if self.step == 0 and self.accelerator.is_main_process:
-            (self.work / LOG).unlink(missing_ok=True)
+            _set_aside(self.work / LOG)
         last = min(self.total, self.settings.stop_at or self.total)
         with progress_bar(self.accelerator.is_main_process) as bar:
             task = bar.add_task("training", total=self.total, completed=self.step)
@@ -192,10 +219,40 @@ class Loop:
         optimizer = self.optimizers[-1]
         if not math.isfinite(loss):
             lower = optimizer.defaults["lr"] / 2
-            raise ValueError(f"the loss is {loss} at step {self.step}: use a lower lr, for example {lower:g}")
+            raise UserError(f"the loss is {loss} at step {self.step}: use a lower lr, for example {lower:g}")
         rate = self.rate(self.step - 1, optimizer)
         self.log(loss=round(loss, 5), norm=round(float(self.norm), 4), lr=float(f"{rate:.6g}"))
         return ", ".join([*(f"{name} {value}" for name, value in self.place().items()), f"loss {loss:.3f}"])
+
+
+def last_checkpoint(work: Path) -> Path | None:
+    """The folder of a run's last complete checkpoint, wherever an interruption has left it; None for none."""
+    found = [folder for folder in versions(work / CHECKPOINT) if _read_run(folder) is not None]
+    return max(found, key=lambda folder: _read_run(folder)["step"], default=None)
+
+
+def _read_run(folder: Path) -> dict[str, Any] | None:
+    """What a checkpoint says of its run, which is written last; None where it is not complete."""
+    try:
+        run = json.loads((folder / RUN).read_text())
+    except (OSError, ValueError):
+        return None
+    return run if isinstance(run, dict) and isinstance(run.get("step"), int) else None
+
+
+def _is_until(line: str, step: int) -> bool:
+    """Whether a line of the log is of a step until this one; a line that was cut short is of none."""
+    try:
+        return json.loads(line)["step"] <= step
+    except (ValueError, KeyError, TypeError):
+        return False
+
+
+def _set_aside(path: Path) -> None:
+    """Gives a file another name, if there is one: what a run without a checkpoint has logged."""
+    if path.is_file():
+        names = (path.with_name(f"{path.stem}-{number}{path.suffix}") for number in itertools.count(1))
+        os.rename(path, next(name for name in names if not name.exists()))
 
 
 def _cpu_seconds() -> float:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.utils.data import BatchSampler, DataLoader
 from transformers import AutoImageProcessor
 
+from ..checks import UserError
 from ..scenes import SceneDataset
 from .loop import LOG, Loop
 
@@ -123,7 +124,7 @@ class SceneRun(Loop):
     """One run over rendered scenes, in stages of (side in pixels, batch, steps).
 
     Raises:
-        SystemExit: there is no checkpoint to resume from.
+        SystemExit: there is no checkpoint to resume from, or one that would be written over.
     """
 
     def __init__(self, args: argparse.Namespace, accelerator: Accelerator, task: Task) -> None:
@@ -135,11 +136,13 @@ class SceneRun(Loop):
             # With so few tokens, plain matrix products beat the fused kernel's backward pass on CPUs.
             model.set_attn_implementation("eager")
         self.prepare(model, *_optimizers(model, args, task))
-        if args.resume:
-            try:
+        try:
+            if args.resume:
                 self.restore(self.stored())
-            except ValueError as error:
-                raise SystemExit(f"--resume: {error}") from error
+            else:
+                self.check_new()
+        except UserError as error:
+            raise SystemExit(str(error)) from error
 
     def batches(self, last: int) -> Iterator[dict[str, Tensor]]:
         """Batches of what is left of each stage; scenes are numbered through, none is seen twice."""

@@ -9,6 +9,7 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from ..auto import accelerate
+from ..checks import UserError
 from ..measure.environment import describe_environment
 from .images import gather_images
 from .result import Trial, TuneResult, with_speed
@@ -63,7 +64,7 @@ def tune(
     budget = _check_budget({"speedup": speedup, "agreement": agreement, "gflops": gflops})
     for name, value in (("max_images", max_images), ("batch_size", batch_size), ("rounds", rounds)):
         if not isinstance(value, int) or value < 1:
-            raise ValueError(f"{name}={value!r} is not valid: it must be 1 or more, for example {name}=8.")
+            raise UserError(f"{name}={value!r} is not valid: it must be 1 or more, for example {name}=8.")
     model = accelerate(model, None).eval()
     given = gather_images(images, processor, max_images, seed)
     search = Search(model, given, batch_size, advance)
@@ -88,7 +89,7 @@ def tune(
 def _check_budget(given: dict[str, float | None]) -> dict[str, float]:
     budget = {name: value for name, value in given.items() if value is not None}
     if len(budget) != 1:
-        raise ValueError(
+        raise UserError(
             f"the budget {budget or None} is not valid: give exactly one of speedup, agreement and gflops, for "
             "example speedup=1.5."
         )
@@ -96,7 +97,7 @@ def _check_budget(given: dict[str, float | None]) -> dict[str, float]:
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
     if not number or not (value > 1 if name == "speedup" else 0 < value < 1):
         allowed = "a number above 1" if name == "speedup" else "between 0 and 1"
-        raise ValueError(f"{name}={value!r} is not valid: it must be {allowed}, for example {name}={_EXAMPLES[name]}.")
+        raise UserError(f"{name}={value!r} is not valid: it must be {allowed}, for example {name}={_EXAMPLES[name]}.")
     return budget
 
 
@@ -114,7 +115,7 @@ def _within(search: Search, share: float) -> Trial:
     best = search.best_schedule(share, search.recipe.fields)
     if best is None:
         least, setting = search.cheapest()
-        raise ValueError(
+        raise UserError(
             f"gflops={share} cannot be met: the least that this model can do with is {least:.3f} of its dense "
             f"GFLOPs (cluster_after={setting.cluster_after}, cluster_grid={setting.cluster_grid}), since the rest is "
             f"outside of what is clustered; for example gflops={min(0.99, round((1 + least) / 2, 2))}."
@@ -133,7 +134,7 @@ def _agreeing(search: Search, wanted: float) -> tuple[Trial, float]:
     mildest = search.best_schedule(high, fields)
     if mildest is None or mildest.agreement < wanted:
         best = _best(list(search.trials.values()))
-        raise ValueError(
+        raise UserError(
             f"agreement={wanted} cannot be met: the best that was found is {best.agreement:.4f} at "
             f"{100 * best.gflops_ratio:.0f} % of the dense GFLOPs ({best.name}); for example "
             f"agreement={int(best.agreement * 1000) / 1000}."
@@ -181,7 +182,7 @@ def _fast(search: Search, wanted: float, rounds: int) -> tuple[Trial, float]:
             break
         share *= min(0.95, max(trial.speedup for trial in timed) / wanted)
     told = "no setting is within that cost" if fastest is None else f"{fastest.speedup:.2f} ({fastest.name})"
-    raise ValueError(
+    raise UserError(
         f"speedup={wanted} cannot be met on this device with {len(search.batches[0]['pixel_values'])} images a batch: "
         f"the best that was measured is {told}; at most {1 / least:.2f} follows from GFLOPs. A larger batch or image, "
         "or a lower budget helps."

@@ -8,7 +8,7 @@ from typing import Any
 from transformers import PreTrainedConfig
 
 from ..auto import accelerate_config
-from ..checks import as_pair
+from ..checks import UserError, as_pair
 from ..hosts.blocks import Encoder, Grid
 from ..hosts.config import AcceleratedConfig, family_of
 from ..settings.clustering import TokenClusteringConfig
@@ -75,10 +75,10 @@ def for_speedup(
 def check_speedup(name: str, speedup: Any, settings: Collection[str]) -> None:
     """Raises ValueError where `name` cannot choose a schedule for this ratio beside these fields."""
     if isinstance(speedup, bool) or not isinstance(speedup, (int, float)) or not speedup > 1:
-        raise ValueError(f"speedup={speedup!r} is not valid: it must be a number above 1, for example speedup=1.5.")
+        raise UserError(f"speedup={speedup!r} is not valid: it must be a number above 1, for example speedup=1.5.")
     taken = sorted({"cluster_after", "cluster_grid"} & set(settings))
     if taken:
-        raise ValueError(f"{taken} cannot be given to {name}, which chooses them: leave them out.")
+        raise UserError(f"{taken} cannot be given to {name}, which chooses them: leave them out.")
 
 
 def choose_schedule(
@@ -109,7 +109,7 @@ def _clustered_span(encoder: Encoder, until: Any) -> tuple[int, int]:
     return start, min(end, until) if isinstance(until, int) and until > start else end
 
 
-def unreachable(encoder: Encoder, image_size: int | Grid, speedup: float, until: int | None) -> ValueError:
+def unreachable(encoder: Encoder, image_size: int | Grid, speedup: float, until: int | None) -> UserError:
     """The error for a ratio that no schedule reaches: it says the best that one does."""
     start, end = _clustered_span(encoder, until)
     ratios = [
@@ -120,7 +120,7 @@ def unreachable(encoder: Encoder, image_size: int | Grid, speedup: float, until:
     best, after, grid = max(ratios, key=lambda entry: entry[0], default=(1.0, None, None))
     at_best = "none" if best <= 1 else f"cluster_after={after}, cluster_grid={grid}"
     best = max(best, 1.0)
-    return ValueError(
+    return UserError(
         f"speedup={speedup} cannot be reached at image size {image_size}: the best that the FLOPs of the encoder "
         f"allow is {int(best * 100) / 100} ({at_best}); for example speedup={max(1.01, round(best**0.5, 2))}."
     )

@@ -12,6 +12,9 @@ from PIL import Image
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from ..checks import UserError
+from ..images import as_rgb
+
 _FORMS = (
     "tensors (3, height, width) or (B, 3, height, width) as the model reads them, dicts with pixel_values, or with a "
     "processor PIL images or arrays (height, width, 3)"
@@ -32,16 +35,14 @@ def gather_images(images: Any, processor: Any = None, limit: int | None = None, 
         ValueError: no images, a form that is not known, or sizes that differ.
     """
     if isinstance(images, (str, bytes, Mapping)) or not isinstance(images, (Iterable, Tensor)):
-        raise ValueError(
-            f"images of type {type(images).__name__} are not valid: give a sequence or loader of {_FORMS}"
-        )
+        raise UserError(f"images of type {type(images).__name__} are not valid: give a sequence or loader of {_FORMS}")
     processor = getattr(processor, "image_processor", processor)
     found = [part for image in images for part in _as_tensors(image, processor)]
     if not found:
-        raise ValueError("images is empty: give at least one, better 16 or more, of what the model will be used on.")
+        raise UserError("images is empty: give at least one, better 16 or more, of what the model will be used on.")
     sizes = sorted({tuple(image.shape[-2:]) for image in found})
     if len(sizes) > 1:
-        raise ValueError(
+        raise UserError(
             f"images of sizes {sizes[0]} and {sizes[-1]} are not valid: a setting is tuned for one size, to which all "
             f"must be resized before, for example {sizes[-1]}."
         )
@@ -54,7 +55,7 @@ def gather_images(images: Any, processor: Any = None, limit: int | None = None, 
 def _as_tensors(image: Any, processor: Any) -> list[Tensor]:
     if isinstance(image, Mapping):
         if "pixel_values" not in image:
-            raise ValueError(f"a batch with {sorted(image)} is not valid: it must hold pixel_values.")
+            raise UserError(f"a batch with {sorted(image)} is not valid: it must hold pixel_values.")
         image = image["pixel_values"]
     elif isinstance(image, (list, tuple)) and image and isinstance(image[0], Tensor):
         image = image[0]  # (images, labels) of a data loader
@@ -62,14 +63,19 @@ def _as_tensors(image: Any, processor: Any) -> list[Tensor]:
         return list(image.float().reshape(-1, *image.shape[-3:]))
     if isinstance(image, (Image.Image, np.ndarray)):
         if processor is None:
-            raise ValueError(
+            raise UserError(
                 f"an image of type {type(image).__name__} needs a processor: give tune(..., processor="
                 "AutoImageProcessor.from_pretrained(...)), or tensors as the model reads them."
             )
-        image = image.convert("RGB") if isinstance(image, Image.Image) else image
+        if isinstance(image, np.ndarray) and image.dtype != np.uint8:
+            raise UserError(
+                f"an array of {image.dtype} is not valid: processors take values for 0 to 255, so give uint8, or "
+                "tensors as the model reads them."
+            )
+        image = as_rgb(image) if isinstance(image, Image.Image) else image
         return list(torch.as_tensor(processor(images=image, return_tensors="pt")["pixel_values"]).float())
     shape = f" of shape {tuple(image.shape)} and {image.dtype}" if isinstance(image, Tensor) else ""
-    raise ValueError(f"an image of type {type(image).__name__}{shape} is not valid: give {_FORMS}.")
+    raise UserError(f"an image of type {type(image).__name__}{shape} is not valid: give {_FORMS}.")
 
 
 def other_inputs(model: PreTrainedModel, images: Tensor) -> dict[str, Any]:

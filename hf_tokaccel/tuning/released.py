@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields
 from difflib import get_close_matches
 from typing import Any
 
+from ..checks import UserError, did_you_mean
 from ..hosts.blocks import Grid
 from ..results.report import markdown_table
 from ..settings.clustering import TokenClusteringConfig
@@ -109,7 +110,7 @@ def find_released(name: str) -> Released:
     text = str(name).lower()
     like = [known for known in RELEASED if known.startswith(text)] or get_close_matches(text, RELEASED, n=3)
     near = f" (near it: {', '.join(like)})" if like else ""
-    raise ValueError(
+    raise UserError(
         f"preset {name!r} is not known{near}; it must be one of {', '.join(RELEASED)}; for example "
         f"{(like or list(RELEASED))[0]!r}."
     )
@@ -135,7 +136,10 @@ def check_fields(overrides: dict[str, Any]) -> dict[str, Any]:
     known = [item.name for item in fields(TokenClusteringConfig)]
     unknown = sorted(set(overrides) - set(known))
     if unknown:
-        raise ValueError(f"unknown fields {unknown}: allowed are {', '.join(known)}; for example neighbors=10.")
+        raise UserError(
+            f"unknown fields {unknown}{did_you_mean(unknown[0], known)}: allowed are {', '.join(known)}; for example "
+            "neighbors=10."
+        )
     return overrides
 
 

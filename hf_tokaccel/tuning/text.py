@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from typing import Any
 
 from transformers import PreTrainedConfig
 
+from ..checks import UserError, brief, first_line
 from ..settings.clustering import TokenClusteringConfig
 from .recommended import SPEEDUP, Recommended
 from .released import released
@@ -42,7 +44,7 @@ def _parse_preset(kind: str, name: str | None, overrides: dict[str, Any]) -> Tok
     try:
         speedup = SPEEDUP if name is None else float(name)
     except ValueError:
-        raise ValueError(
+        raise UserError(
             f"accel recommended:{name} does not name a speed: it must be a number above 1, for example recommended:1.5"
         ) from None
     return Recommended(speedup, overrides)
@@ -53,17 +55,19 @@ def _parse_values(text: str, example: str) -> dict[str, Any]:
     if text.lstrip().startswith("{"):
         try:
             values = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"accel {text!r} is not JSON ({error}); {example}") from error
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"accel {brief(text)} is not JSON ({first_line(error)}); {example}") from error
     else:
         values = {}
         for part in filter(None, (p.strip() for p in text.split(","))):
             key, equals, value = (p.strip() for p in part.partition("="))
             if not equals or not key or not value or key in values:
-                raise ValueError(f"accel {text!r} has {part!r} where one key=value each is expected; {example}")
+                raise UserError(
+                    f"accel {brief(text)} has {brief(part)} where one key=value each is expected; {example}"
+                )
             values[key] = _parse_value(value)
         if not values:
-            raise ValueError(f"accel {text!r} is empty; {example}")
+            raise UserError(f"accel {brief(text)} is empty; {example}")
     return values
 
 
@@ -81,16 +85,13 @@ def resolve_accels(
 def parse_accels(texts: Sequence[str]) -> list[TokenClusteringConfig | Recommended]:
     """Settings from several texts as `parse_accel` reads them; `none` alone means the dense model alone."""
     if "none" in texts and len(texts) > 1:
-        raise ValueError(
-            "accel none stands alone: the dense model is always a row; leave it out beside other settings"
-        )
+        raise UserError("accel none stands alone: the dense model is always a row; leave it out beside other settings")
     return [parse_accel(text) for text in texts if text != "none"]
 
 
 def _parse_value(text: str):
-    height, x, width = text.partition("x")
-    if x and height.isdigit() and width.isdigit():
-        return int(height), int(width)
+    if pair := re.fullmatch(r"(\d{1,9})x(\d{1,9})", text):
+        return int(pair[1]), int(pair[2])
     for read in (int, float):
         try:
             return read(text)

@@ -277,6 +277,7 @@ def test_architectures_have_the_size_of_their_checkpoints_and_take_their_setting
         "dpt-large-384": 343,
         "dpt-large-480x640": 343,
         "depth-anything-l-518": 335,
+        "dinov3-l-1024": 303,
         "mask2former-swin-l-1152": 216,
         "sam-h-1024": 637,
     }

@@ -5,7 +5,9 @@ import torch
 import torch.nn.functional as F
 from test_functional import assert_near, load_goldens
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from hf_tokaccel.clustering import adaptive
 from hf_tokaccel.functional import (
     TokenRegions,
     append_sizes,
@@ -17,6 +19,14 @@ from hf_tokaccel.functional import (
 from hf_tokaccel.measure.flops import flop_counter
 
 GOLDENS = load_goldens("adaptive_partition")
+
+
+@pytest.fixture(params=["scattered", "pulled"])
+def form(request, monkeypatch):
+    """Sums as a CPU forms them, and as a GPU does, walked here."""
+    if request.param == "pulled":
+        monkeypatch.setattr(adaptive, "pulls", lambda x: not torch.compiler.is_exporting())
+    return request.param
 
 
 def tokens_of(batch=2, count=60, width=16, seed=0):
@@ -50,7 +60,7 @@ def reference_rows(keys, count, share, rows=None):
 
 
 @pytest.mark.parametrize("case", GOLDENS)
-def test_goldens(case):
+def test_goldens(case, form):
     settings, golden = GOLDENS[case]
     regions = partition_tokens(golden["keys"], settings["count"], share=settings["share"])
     assert torch.equal(regions.rows, golden["rows"])
@@ -77,7 +87,7 @@ def test_attention_with_sizes_as_a_mask_and_as_a_feature(case):
 
 @pytest.mark.parametrize("count", [1, 7, 31, 59, 60])
 @pytest.mark.parametrize("share", [0.1, 0.5])
-def test_loops_agree(count, share):
+def test_loops_agree(count, share, form):
     keys = tokens_of(seed=count)
     regions = partition_tokens(keys, count, share=share)
     for rows, image in zip(regions.rows, keys, strict=True):
@@ -86,7 +96,7 @@ def test_loops_agree(count, share):
     assert torch.equal(regions.sizes, counted)
 
 
-def test_a_later_step_goes_on_from_regions():
+def test_a_later_step_goes_on_from_regions(form):
     first, later = tokens_of(seed=1), tokens_of(seed=2)
     begun = partition_tokens(first, 40)
     went_on = partition_tokens(later, 12, rows=begun)
@@ -96,7 +106,7 @@ def test_a_later_step_goes_on_from_regions():
             assert len(rows[before == region].unique()) == 1
 
 
-def test_as_many_regions_as_tokens_is_the_identity():
+def test_as_many_regions_as_tokens_is_the_identity(form):
     tokens = tokens_of()
     regions = partition_tokens(tokens, 60)
     assert torch.equal(regions.rows, torch.arange(60).expand(2, -1))
@@ -106,7 +116,7 @@ def test_as_many_regions_as_tokens_is_the_identity():
     assert not size_bias(regions.sizes, 1).any()
 
 
-def test_an_image_of_a_batch_sees_no_other():
+def test_an_image_of_a_batch_sees_no_other(form):
     keys = tokens_of(batch=4)
     together = partition_tokens(keys, 20)
     for i in range(4):
@@ -114,7 +124,7 @@ def test_an_image_of_a_batch_sees_no_other():
         assert torch.equal(together.rows[i : i + 1], alone.rows)
 
 
-def test_a_common_offset_changes_nothing():
+def test_a_common_offset_changes_nothing(form):
     keys = tokens_of()
     shifted = partition_tokens(keys + 1000 * torch.ones(16), 20)
     rounded = (keys + 1000) - 1000  # what float32 itself leaves of the keys
@@ -132,7 +142,7 @@ def test_half_precision_is_computed_in_float32(dtype):
     assert torch.equal(centroids, average_tokens(keys.float(), regions).to(dtype))
 
 
-def test_no_random_numbers_and_gradients_past_the_choice():
+def test_no_random_numbers_and_gradients_past_the_choice(form):
     tokens = tokens_of().requires_grad_()
     state = torch.get_rng_state()
     regions = partition_tokens(tokens, 20)
@@ -144,13 +154,62 @@ def test_no_random_numbers_and_gradients_past_the_choice():
     assert tokens.grad.abs().sum() > 0
 
 
+def test_both_forms_agree(monkeypatch):
+    tokens = tokens_of().requires_grad_()
+    found = []
+    for pulls in (False, True):
+        monkeypatch.setattr(adaptive, "pulls", lambda x, pulls=pulls: pulls)
+        first = partition_tokens(tokens, 40, share=0.5)
+        regions = partition_tokens(tokens, 17, rows=first, grid=(6, 10), tile=4)
+        centroids = average_tokens(tokens, regions)
+        rebuilt = reconstruct_regions(2 * centroids, regions, tokens=tokens, centroids=centroids)
+        (gradient,) = torch.autograd.grad(rebuilt.square().sum(), tokens)
+        found.append((regions.rows, regions.sizes, centroids, rebuilt, gradient))
+        assert (regions.order is not None) == pulls
+        # What was saved without an order finds it again.
+        plain = TokenRegions(regions.rows, regions.sizes)
+        assert torch.equal(average_tokens(tokens, plain), centroids)
+        assert torch.equal(
+            partition_tokens(tokens, 9, rows=plain).rows, partition_tokens(tokens, 9, rows=regions).rows
+        )
+    for scattered, pulled in zip(*found, strict=True):
+        torch.testing.assert_close(pulled, scattered, atol=1e-5, rtol=1e-5)
+
+
+class Refuses(TorchDispatchMode):
+    """What a GPU adds up in an order that changes from run to run."""
+
+    NAMES = ("scatter_add", "scatter_reduce", "index_add", "index_reduce", "kthvalue", "median", "bincount", "histc")
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func._schema.name.removeprefix("aten::").rstrip("_")
+        assert name not in self.NAMES, name
+        assert name not in ("index_put", "_index_put_impl", "put") or not any(a is True for a in args[3:]), name
+        assert name != "cumsum" or not args[0].is_floating_point(), name
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("tile", [None, 8])
+def test_nothing_on_a_gpu_changes_from_run_to_run(tile):
+    with FakeTensorMode(), torch.no_grad(), Refuses():
+        tokens = torch.empty(2, 16 * 12, 32, device="cuda", dtype=torch.bfloat16)
+        first = partition_tokens(tokens, 120, grid=None if tile is None else (16, 12), tile=tile)
+        regions = partition_tokens(tokens, 50, rows=first)
+        centroids = average_tokens(tokens, regions)
+        rebuilt = reconstruct_regions(centroids, regions, tokens=tokens, centroids=centroids)
+    assert {x.device.type for x in (*regions, centroids, rebuilt)} == {"cuda"}
+    assert rebuilt.dtype == centroids.dtype == torch.bfloat16
+    with pytest.raises(AssertionError, match="scatter_add"), Refuses():
+        partition_tokens(tokens_of(), 20)
+
+
 def test_ties_go_by_order():
     rows = partition_tokens(torch.zeros(1, 8, 4), 6, share=0.5).rows
     # All costs are 0: the first two of the even places join the first of the odd ones.
     assert rows.tolist() == [[0, 0, 0, 1, 2, 3, 4, 5]]
 
 
-def test_values_that_are_no_numbers_keep_the_shapes():
+def test_values_that_are_no_numbers_keep_the_shapes(form):
     keys = tokens_of()
     keys[0, 5] = torch.nan
     regions = partition_tokens(keys, 20)
@@ -165,6 +224,24 @@ class Steps(torch.nn.Module):
         centroids = average_tokens(tokens, regions)
         rebuilt = reconstruct_regions(2 * centroids, regions, tokens=tokens, centroids=centroids)
         return regions.rows, rebuilt, size_bias(regions.sizes, 1)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="the selection of a GPU")
+def test_ties_go_by_order_on_a_gpu_too():
+    tokens = torch.zeros(3, 1600, 4)
+    tokens[1, ::7] = 1
+    tokens[2] = tokens_of(1, 1600, 4)
+    here, there = partition_tokens(tokens, 784), partition_tokens(tokens.cuda(), 784)
+    assert torch.equal(here.rows, there.rows.cpu())
+
+
+def test_the_form_for_a_gpu_compiles(monkeypatch):
+    monkeypatch.setattr(adaptive, "pulls", lambda x: True)
+    model = Steps()
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    for seed in range(2):
+        for ours, eager in zip(compiled(tokens_of(seed=seed)), model(tokens_of(seed=seed)), strict=True):
+            torch.testing.assert_close(ours, eager, atol=1e-5, rtol=0)
 
 
 def test_graphs_agree_with_eager_ties_included(tmp_path):
@@ -183,7 +260,7 @@ def test_graphs_agree_with_eager_ties_included(tmp_path):
             torch.testing.assert_close(other[2], bias, atol=1e-6, rtol=0)
 
 
-def test_tiles_keep_regions_local():
+def test_tiles_keep_regions_local(form):
     keys = tokens_of(count=16 * 16)
     rows = partition_tokens(keys, 192, grid=(16, 16), tile=4).rows[0]
     tile = (torch.arange(16)[:, None] // 4 * 4 + torch.arange(16) // 4).flatten()
@@ -193,7 +270,7 @@ def test_tiles_keep_regions_local():
     assert torch.equal(rows.unique(), torch.arange(192))
 
 
-def test_one_tile_of_all_tokens_compares_all_with_all():
+def test_one_tile_of_all_tokens_compares_all_with_all(form):
     keys = tokens_of(count=64)
     rows = partition_tokens(keys, 20, grid=(8, 8), tile=8).rows
     assert torch.equal(rows, partition_tokens(keys, 20).rows)

@@ -463,6 +463,10 @@ def test_agreement_of_two_models():
         ({"size": [4, 5], "counts": "d"}, "run lengths cover|ends in the middle"),
         ({"size": [4, 5], "counts": "~"}, "the character '~' is not of a run-length encoding|ends in the middle"),
         ({"size": [4, 5], "counts": 3}, "counts must be a list or a string"),
+        ({"size": None, "counts": "d"}, "run lengths are of None"),
+        ({"size": [4, 5], "counts": "o" * 99}, "more than 60 bits"),
+        ([[0, 0, 1e9, 1e9, 5, 5]], r"coordinate 1e\+09, far outside of its image of \[4, 5\] pixels"),
+        ([[0, 0, 4, 0, 4, 4, 0, 4] * 400_000], "5000000 are the most"),
     ],
 )
 def test_broken_masks(segmentation, message):
@@ -495,10 +499,15 @@ def test_masks_in_every_form():
         (lambda c: c["annotations"].append(annotation(7, 10, iscrowd=2)), "annotation 7: iscrowd must be 0 or 1"),
         (lambda c: c["annotations"].append(annotation(7, 10, segmentation=[[1, 2]])), "annotation 7: a polygon must"),
         (lambda c: c["annotations"].append(annotation(7, 10, segmentation=[])), "annotations without a segmentation"),
+        (lambda c: c["annotations"].append(annotation(7, [1])), r"entry \d of 'annotations' has no valid 'image_id'"),
+        (lambda c: c["annotations"].append(3), r"entry \d of 'annotations' has no valid 'image_id': 3"),
+        (lambda c: c["images"][0].update(height=10**30), "entry 0 of 'images' has no valid 'height'"),
+        (lambda c: c["images"][0].update(file_name="../0.png"), "entry 0 of 'images' has no valid 'file_name'"),
+        (lambda c: c["images"][0].update(file_name="/0.png"), "entry 0 of 'images' has no valid 'file_name'"),
         (lambda c: c["annotations"].clear(), "no image has an object to find"),
         (lambda c: c["images"].append({"id": 99, "file_name": "x/no.png", "height": 3, "width": 3}), "x/no.png"),
         (lambda c: c["images"].append(c["images"][0]), "images have the id 10 twice"),
-        (lambda c: c["images"].append({"id": 99, "height": 3}), "images have an entry without a valid file_name"),
+        (lambda c: c["images"].append({"id": 99, "height": 3}), "entry 5 of 'images' has no valid 'file_name'"),
         (lambda c: c["images"][0].update(height=31), r"0.png has 32x48 pixels, but 31x48 in instances_val2017.json"),
         (
             lambda c: c["categories"].append({"id": 30, "name": "kite"}),
@@ -512,7 +521,7 @@ def test_wrong_files_are_named(main, model_folder, coco, tmp_path, capsys, chang
     change(content)
     # An annotation of the image whose size is wrong has polygons, which any size suits.
     content["annotations"] = (
-        [a for a in content.get("annotations", []) if a["id"] != 1] if "annotations" in content else 0
+        [a for a in content.get("annotations", []) if a == 3 or a["id"] != 1] if "annotations" in content else 0
     )
     if content["annotations"] == 0:
         content.pop("annotations")

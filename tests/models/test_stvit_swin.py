@@ -24,7 +24,7 @@ from transformers.models.swin.modeling_swin import SwinLayer
 
 import hf_tokaccel as ta
 from hf_tokaccel.convert.stvit import build_model
-from hf_tokaccel.hosts.graft import become
+from hf_tokaccel.hosts.change import become
 from hf_tokaccel.models.stvit_swin import (
     TokAccelSTViTSwinBackbone,
     TokAccelSTViTSwinForImageClassification,

@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ...images import read_image
+from ...checks import UserError
+from ...images import as_rgb, read_image
 from ...measure.metrics.depth import DepthProtocol
 from ..datasets import (
     MappedSamples,
@@ -59,7 +60,7 @@ def read_depth(path: str | Path, units_per_metre: float) -> torch.Tensor:
     """
     values = read_map(path)
     if values.dtype == np.uint8 or values.ndim != 2:
-        raise ValueError(
+        raise UserError(
             f"depth image {path} must have one channel of 16 bits, but has shape {values.shape}, type {values.dtype}"
         )
     return torch.from_numpy(values.astype(np.float32) / units_per_metre)
@@ -124,7 +125,7 @@ def _open_layout(kind: str, folder: str, limit: int | None) -> DepthDataset:
     layout = LAYOUTS[kind]
 
     def read(pair: tuple[Path, Path]) -> dict:
-        return {"image": read_image(pair[0]), "depth": read_depth(pair[1], layout.units_per_metre)}
+        return {"image": read_image(pair[0], upright=False), "depth": read_depth(pair[1], layout.units_per_metre)}
 
     pairs, _ = find_pairs(Path(folder), layout.rules, layout.expected, "depth maps")
     samples = MappedSamples(pairs, read, limit)
@@ -148,12 +149,12 @@ def _open_table(
         if values.ndim == 3:
             values = values.squeeze(-1 if values.shape[-1] == 1 else 0)
         if depth_scale is None and values.dtype.kind in "iu":
-            raise ValueError(
+            raise UserError(
                 f"column {columns[1]!r} of dataset {name!r} holds whole numbers of unknown unit; say how many make "
                 "a metre, for example --depth-scale 1000 for millimetres"
             )
         depth = torch.from_numpy(values.astype(np.float32) / (depth_scale or 1))
-        return {"image": np.array(row[columns[0]].convert("RGB")), "depth": depth}
+        return {"image": np.array(as_rgb(row[columns[0]])), "depth": depth}
 
     samples = MappedSamples(range(len(table)), read, limit)
     return DepthDataset(f"{name} ({split})", samples, max_depth=max_depth or 80)
@@ -198,9 +199,9 @@ def open_depth_dataset(
     elif colon and kind in LAYOUTS:
         dataset = _open_layout(kind, folder, limit)
     elif colon:
-        raise ValueError(f"dataset layout {kind!r} must be one of {', '.join(LAYOUTS)}; use {SPECIFICATIONS}")
+        raise UserError(f"dataset layout {kind!r} must be one of {', '.join(LAYOUTS)}; use {SPECIFICATIONS}")
     else:
         dataset = _open_table(specification, split, limit, columns, depth_scale, max_depth)
     if len(dataset.samples) == 0:
-        raise ValueError(f"dataset {specification!r} is empty; use {SPECIFICATIONS}")
+        raise UserError(f"dataset {specification!r} is empty; use {SPECIFICATIONS}")
     return dataset

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +12,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...checks import first_line
+from ...checks import UserError, brief, is_int, is_number
 from ...images import read_image
 from ...measure.metrics.coco import load_coco_tools
+from ...results.files import read_json
 from ...scenes import CLASS_NAMES
 from ...scenes._classes import NUM_STUFF
+from ..annotations import LARGEST_SIDE, check_entries, is_file_name, is_id, is_side, is_text
 from ..datasets import MappedSamples, check_limit, open_scenes
 from .options import SPECIFICATIONS
 
+MARGIN = 4  # image sides that a coordinate may be away from the first pixel
+LONGEST_OUTLINE = 5_000_000  # pixels; pycocotools takes 40 bytes for each
 MAX_NAMED = 5  # wrong entries that an error message names
 # Released checkpoints name six of COCO's classes as Pascal VOC does.
 VOC_NAMES = {
@@ -84,20 +87,22 @@ def string_counts(text: str | bytes) -> list[int]:
     Raises:
         ValueError: It is no such string.
     """
-    text = text.encode() if isinstance(text, str) else text
+    text = text.encode(errors="surrogatepass") if isinstance(text, str) else text
     counts, value, shift = [], 0, 0
     for byte in text:
         group = byte - 48
         if not 0 <= group < 64:
-            raise ValueError(f"the character {chr(byte)!r} is not of a run-length encoding")
+            raise UserError(f"the character {chr(byte)!r} is not of a run-length encoding")
         value |= (group & 31) << shift
         shift += 5
+        if shift > 60:
+            raise UserError("the string has a number of more than 60 bits")
         if not group & 32:
             value -= (1 << shift) if group & 16 else 0
             counts.append(value + (counts[-2] if len(counts) > 2 else 0))
             value, shift = 0, 0
     if shift:
-        raise ValueError("the string ends in the middle of a number")
+        raise UserError("the string ends in the middle of a number")
     return counts
 
 
@@ -114,77 +119,89 @@ def check_mask(segmentation: Any, size: tuple[int, int]) -> dict:
     tools = load_coco_tools()
     if isinstance(segmentation, list):
         if not segmentation:
-            raise ValueError("it has no polygon")
+            raise UserError("it has no polygon")
         for polygon in segmentation:
             whole = isinstance(polygon, list) and len(polygon) >= 6 and len(polygon) % 2 == 0
-            if not whole or not all(map(_is_number, polygon)):
-                raise ValueError(f"a polygon must be at least 6 numbers x1, y1, x2, y2, ..., not {_brief(polygon)}")
+            if not whole or not all(map(is_number, polygon)):
+                raise UserError(f"a polygon must be at least 6 numbers x1, y1, x2, y2, ..., not {_brief(polygon)}")
+        _check_outlines(segmentation, size)
         return tools.merge(tools.frPyObjects(segmentation, *size))
     if not isinstance(segmentation, dict) or not {"size", "counts"} <= set(segmentation):
-        raise ValueError(f"it must be polygons, or have size and counts, not {_brief(segmentation)}")
-    if list(segmentation["size"]) != list(size):
-        raise ValueError(
+        raise UserError(f"it must be polygons, or have size and counts, not {_brief(segmentation)}")
+    if segmentation["size"] not in (list(size), tuple(size)):
+        raise UserError(
             f"its run lengths are of {_brief(segmentation['size'])}, but its image has {list(size)} pixels"
         )
     counts = segmentation["counts"]
     if not isinstance(counts, (str, bytes, list)):
-        raise ValueError(f"counts must be a list or a string, not {_brief(counts)}")
+        raise UserError(f"counts must be a list or a string, not {_brief(counts)}")
     counts = counts if isinstance(counts, list) else string_counts(counts)
-    if not all(isinstance(count, int) and count >= 0 for count in counts):
-        raise ValueError("a run length is not a whole number from 0")
+    if not all(is_int(count) and count >= 0 for count in counts):
+        raise UserError("a run length is not a whole number from 0")
     if sum(counts) != size[0] * size[1]:
-        raise ValueError(f"its run lengths cover {sum(counts)} pixels, but its image has {size[0] * size[1]}")
+        raise UserError(f"its run lengths cover {sum(counts)} pixels, but its image has {size[0] * size[1]}")
     return tools.frPyObjects({"size": list(size), "counts": counts}, *size)
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+def _is_place(value: Any) -> bool:
+    """Whether it is a number that a coordinate in pixels may be."""
+    return is_number(value) and abs(value) <= MARGIN * LARGEST_SIDE
 
 
-def _brief(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) < 60 else f"{text[:57]}..."
+def _check_outlines(polygons: list[list[float]], size: tuple[int, int]) -> None:
+    """Raises ValueError where pycocotools would walk along edges that leave its memory."""
+    length = 0.0
+    for polygon in polygons:
+        corners = np.array(polygon, dtype=np.float64).reshape(-1, 2)
+        # A pixel or two outside is common; edges that cross the image several times over are a mistake.
+        if (np.abs(corners) > MARGIN * max(size)).any():
+            worst = float(corners.flat[np.abs(corners).argmax()])
+            raise UserError(f"a polygon has the coordinate {worst:g}, far outside of its image of {list(size)} pixels")
+        length += np.abs(corners - np.roll(corners, 1, axis=0)).max(axis=1).sum()
+    if length > LONGEST_OUTLINE:
+        raise UserError(f"its polygons are {length:.0f} pixels long, and {LONGEST_OUTLINE} are the most")
+
+
+_brief = partial(brief, length=60)
 
 
 def _check_annotation(annotation: Any, images: Mapping, categories: Mapping) -> dict:
     """An entry of a COCO file as `_annotation` gives it; ValueError says what is wrong with it."""
     for key, known, what in (("image_id", images, "image"), ("category_id", categories, "category")):
-        if annotation.get(key) not in known:
-            raise ValueError(f"{key} {annotation.get(key)!r} is no {what} of the file")
+        if annotation[key] not in known:
+            raise UserError(f"{key} {annotation[key]!r} is no {what} of the file")
     image = images[annotation["image_id"]]
     size = image["height"], image["width"]
     mask = annotation.get("segmentation")
     mask = None if mask in (None, []) else check_mask(mask, size)
     box = annotation.get("bbox")
     if box is None and mask is None:
-        raise ValueError("it has neither bbox nor segmentation")
+        raise UserError("it has neither bbox nor segmentation")
     if box is None:
         box = load_coco_tools().toBbox(mask).tolist()
-    if not isinstance(box, list) or len(box) != 4 or not all(map(_is_number, box)) or min(box[2:]) < 0:
-        raise ValueError(f"bbox must be [x, y, width, height] in pixels, not {_brief(box)}")
+    if not isinstance(box, list) or len(box) != 4 or not all(map(_is_place, box)) or min(box[2:]) < 0:
+        raise UserError(f"bbox must be [x, y, width, height] in pixels, not {_brief(box)}")
     area = annotation.get("area")
     if area is None:
         area = box[2] * box[3] if mask is None else float(load_coco_tools().area(mask))
-    elif not _is_number(area) or area < 0:
-        raise ValueError(f"area must be a number from 0, not {_brief(area)}")
+    elif not is_number(area) or area < 0:
+        raise UserError(f"area must be a number from 0, not {_brief(area)}")
     crowd = annotation.get("iscrowd", 0)
     if crowd not in (0, 1):
-        raise ValueError(f"iscrowd must be 0 or 1, not {_brief(crowd)}")
+        raise UserError(f"iscrowd must be 0 or 1, not {_brief(crowd)}")
     return _annotation(annotation["category_id"], box, mask, area, bool(crowd))
 
 
-def _by_id(content: dict, key: str, needed: Mapping[str, type], path: Path) -> dict:
+def _by_id(content: dict, key: str, needed: Mapping[str, Callable[[Any], bool]], path: Path) -> dict:
     """Entries of a list of a COCO file by their ids."""
+    check_entries(content[key], key, needed, path)
     found: dict = {}
     for entry in content[key]:
-        wrong = [name for name, kind in needed.items() if not isinstance(entry.get(name), kind)]
-        if wrong:
-            raise ValueError(f"{path}: {key} have an entry without a valid {wrong[0]}: {_brief(entry)}")
         if entry["id"] in found:
-            raise ValueError(f"{path}: {key} have the id {entry['id']} twice")
+            raise UserError(f"{path}: {key} have the id {entry['id']} twice")
         found[entry["id"]] = entry
     if not found:
-        raise ValueError(f"{path} has no {key}")
+        raise UserError(f"{path} has no {key}")
     return found
 
 
@@ -194,18 +211,17 @@ def read_coco(path: Path, folder: Path, limit: int | None) -> tuple[list[dict], 
     Raises:
         ValueError: It is no such file, or has wrong entries or missing images; the first few are named.
     """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"annotation file {path} cannot be read ({first_line(error)})") from error
+    content = read_json(path, "annotation file")
     lists = ("images", "annotations", "categories")
     if not isinstance(content, dict) or not all(isinstance(content.get(key), list) for key in lists):
-        raise ValueError(f"annotation file {path} must have the lists {', '.join(lists)}, as COCO's instance files do")
-    images = _by_id(content, "images", {"id": (int, str), "file_name": str, "height": int, "width": int}, path)
-    categories = _by_id(content, "categories", {"id": int, "name": str}, path)
+        raise UserError(f"annotation file {path} must have the lists {', '.join(lists)}, as COCO's instance files do")
+    needed = {"id": is_id, "file_name": is_file_name, "height": is_side, "width": is_side}
+    images = _by_id(content, "images", needed, path)
+    categories = _by_id(content, "categories", {"id": is_int, "name": is_text}, path)
+    check_entries(content["annotations"], "annotations", {"image_id": is_id, "category_id": is_int}, path)
     missing = [image["file_name"] for image in images.values() if not (folder / image["file_name"]).is_file()]
     if missing:
-        raise ValueError(
+        raise UserError(
             f"{folder} lacks {len(missing)} of the {len(images)} images of {path.name}: "
             f"{', '.join(missing[:MAX_NAMED])}; give the folder that has them with --image-folder"
         )
@@ -213,13 +229,13 @@ def read_coco(path: Path, folder: Path, limit: int | None) -> tuple[list[dict], 
     wrong = []
     for annotation in content["annotations"]:
         try:
-            found[annotation["image_id"]].append(_check_annotation(annotation, images, categories))
-        except (KeyError, ValueError) as error:
-            reason = f"image_id {error} is no image of the file" if isinstance(error, KeyError) else error
-            wrong.append(f"annotation {annotation.get('id')}: {reason}")
+            checked = _check_annotation(annotation, images, categories)
+            found[annotation["image_id"]].append(checked)
+        except UserError as error:
+            wrong.append(f"annotation {brief(annotation.get('id'), 60)}: {error}")
     if wrong:
         more = f"; and {len(wrong) - MAX_NAMED} more" if len(wrong) > MAX_NAMED else ""
-        raise ValueError(f"{path} has {len(wrong)} wrong annotations: {'; '.join(wrong[:MAX_NAMED])}{more}; repair it")
+        raise UserError(f"{path} has {len(wrong)} wrong annotations: {'; '.join(wrong[:MAX_NAMED])}{more}; repair it")
     ordered = [
         {"path": folder / image["file_name"], "size": (image["height"], image["width"]), "annotations": found[key]}
         for key, image in images.items()
@@ -239,7 +255,7 @@ def _find_coco(given: Path, split: str, folder: str | None) -> tuple[Path, Path]
     for path, images in layouts:
         if path.is_file():
             return path, Path(folder) if folder else images
-    raise ValueError(
+    raise UserError(
         f"{str(given)!r} is neither a COCO file nor a folder with annotations/instances_{split}.json or "
         f"{split}/_annotations.coco.json; choose another split with --split, or give the file"
     )
@@ -250,10 +266,12 @@ def _open_coco(given: str, split: str | None, limit: int | None, folder: str | N
     ordered, categories, has_masks = read_coco(path, images, limit)
 
     def read(entry: dict) -> dict:
-        image, name = read_image(entry["path"]), str(entry["path"])
+        image, name = read_image(entry["path"], upright=False), str(entry["path"])
+        if image.shape[:2] != entry["size"]:
+            image = read_image(entry["path"])  # Labelled as programs show it, turned as EXIF says.
         if image.shape[:2] != entry["size"]:
             height, width = entry["size"]
-            raise ValueError(
+            raise UserError(
                 f"image {name} has {image.shape[0]}x{image.shape[1]} pixels, but {height}x{width} in {path.name}"
             )
         return {"name": name, "image": image, "annotations": entry["annotations"]}
@@ -301,7 +319,7 @@ def open_instance_dataset(
         return _open_scenes(rest or "typical", split or "test", limit, seed, size)
     if kind == "coco" and colon:
         return _open_coco(rest, split, limit, image_folder)
-    raise ValueError(f"dataset {specification!r} is not known; use {SPECIFICATIONS}")
+    raise UserError(f"dataset {specification!r} is not known; use {SPECIFICATIONS}")
 
 
 def match_categories(id2label: Mapping[int, str], categories: Mapping[int, str]) -> dict[int, int]:
@@ -320,7 +338,7 @@ def match_categories(id2label: Mapping[int, str], categories: Mapping[int, str])
         return matched
     if not all(name.upper() == f"LABEL_{label}" for label, name in id2label.items()):
         unknown = [name for key, name in categories.items() if key not in matched.values()]
-        raise ValueError(
+        raise UserError(
             f"the model has no label for {len(unknown)} of the {len(categories)} categories of the data set: "
             f"{', '.join(unknown[:MAX_NAMED])}; give a model that was trained on these, or set its id2label"
         )
@@ -328,7 +346,7 @@ def match_categories(id2label: Mapping[int, str], categories: Mapping[int, str])
         return dict(enumerate(categories))
     if set(categories) <= set(id2label):
         return {key: key for key in categories}
-    raise ValueError(
+    raise UserError(
         f"the model has {len(id2label)} labels without names, which fit neither the number nor the ids of the "
         f"{len(categories)} categories of the data set; set the id2label of its configuration"
     )

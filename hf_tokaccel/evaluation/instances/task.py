@@ -24,6 +24,7 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from ...checkpoint import ModelKind, SomeTypes
+from ...checks import UserError
 from ...hosts.track import observe_clusters
 from ...measure.metrics.coco import NAN, ImageRecord, average_precision
 from ...measure.variant import Variant
@@ -114,7 +115,7 @@ class InstanceTask(Task):
         self.kinds = ("mask", "box") if self.has_masks else ("box",)
         needed = "post_process_instance_segmentation" if self.has_masks else "post_process_object_detection"
         if not hasattr(processor, needed):
-            raise ValueError(
+            raise UserError(
                 f"the image processor {type(processor).__name__} has no {needed}; give a model whose processor has, "
                 f"such as {INSTANCE_MODELS.example}"
             )
@@ -125,7 +126,7 @@ class InstanceTask(Task):
     def check_dataset(self, dataset: InstanceDataset) -> None:
         """Raises ValueError where masks are to be scored that the data set does not have."""
         if self.has_masks and not dataset.has_masks:
-            raise ValueError(
+            raise UserError(
                 f"dataset {dataset.name} has annotations without a segmentation, which mask AP needs; give a data set "
                 "with masks, or a detection model"
             )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,11 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...checks import first_line
+from ...checks import UserError, brief, is_int
 from ...images import read_image
 from ...measure.metrics.panoptic import CROWD, STEP, code, segment_map
+from ...results.files import read_json
 from ...scenes import CLASS_NAMES
 from ...scenes._classes import NUM_STUFF
+from ..annotations import check_entries, is_file_name, is_id, is_text
 from ..datasets import MappedSamples, check_limit, open_scenes, read_map
 from .options import MATCHES, SPECIFICATIONS
 
@@ -54,7 +55,7 @@ def _open_scenes(
     segments = {"label": lambda item: scene_segments(item["labels"], item["instances"])}
     scenes = open_scenes(materials, split, limit, seed, size, **segments)
     if list(labels) != list(CLASS_NAMES):
-        raise ValueError(
+        raise UserError(
             f"dataset 'scenes' has the {len(CLASS_NAMES)} classes {', '.join(CLASS_NAMES[:3])}, ..., but the model "
             f"has {len(labels)}: {', '.join(labels[:3])}, ...; give a model that was trained on scenes, or another "
             "data set"
@@ -99,7 +100,7 @@ def _first(root: Path, names: Sequence[str], what: str, expected: str) -> Path:
     places = [root / folder / name for folder in _FOLDERS for name in names]
     found = next((place for place in places if place.exists()), None)
     if found is None:
-        raise ValueError(f"{root} has no {what} {names[0]}; expected {expected}")
+        raise UserError(f"{root} has no {what} {names[0]}; expected {expected}")
     return found
 
 
@@ -114,23 +115,17 @@ def _read_index(path: Path) -> dict:
     Raises:
         ValueError: It is no JSON, or lacks something.
     """
-    try:
-        index = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path} cannot be read as JSON ({first_line(error)}); unpack it again") from error
+    index = read_json(path, "annotation file", "; unpack it again")
     fields = {
-        "categories": ("id", "name", "isthing"),
-        "images": ("id", "file_name"),
-        "annotations": ("image_id", "file_name", "segments_info"),
+        "categories": {"id": is_int, "name": is_text, "isthing": (0, 1).__contains__},
+        "images": {"id": is_id, "file_name": is_file_name},
+        "annotations": {"image_id": is_id, "file_name": is_file_name, "segments_info": lambda value: True},
     }
-    for part, names in fields.items():
+    for part, needed in fields.items():
         entries = index.get(part) if isinstance(index, dict) else None
         if not isinstance(entries, list) or not entries:
-            raise ValueError(f"{path} has no list of {part!r}; give a panoptic file, not one of instances or captions")
-        for number, entry in enumerate(entries):
-            lacking = [name for name in names if not isinstance(entry, dict) or name not in entry]
-            if lacking:
-                raise ValueError(f"{path}: entry {number} of {part!r} has no {lacking[0]!r}")
+            raise UserError(f"{path} has no list of {part!r}; give a panoptic file, not one of instances or captions")
+        check_entries(entries, part, needed, path)
     return index
 
 
@@ -142,12 +137,12 @@ def _check_segments(annotation: dict, categories: Mapping[Any, int]) -> str | No
     ids = set()
     for segment in segments:
         number, category = segment["id"], segment.get("category_id")
-        if not isinstance(number, int) or not 1 <= number <= _LARGEST_ID:
-            return f"{where} segment id {number!r} must be from 1 to {_LARGEST_ID}"
+        if not is_int(number) or not 1 <= number <= _LARGEST_ID:
+            return f"{where} segment id {brief(number)} must be from 1 to {_LARGEST_ID}"
         if number in ids:
             return f"{where} segment {number} occurs twice"
-        if category not in categories:
-            return f"{where} segment {number} is of category {category!r}, which is not in 'categories'"
+        if not is_int(category) or category not in categories:
+            return f"{where} segment {number} is of category {brief(category)}, which is not in 'categories'"
         ids.add(number)
     return None
 
@@ -165,12 +160,12 @@ def match_categories(categories: Sequence[dict], labels: Sequence[str], match: s
         ValueError: Categories that are not those of the model, which are named, or two of one name.
     """
     if match not in MATCHES:
-        raise ValueError(f"match={match!r} must be one of {', '.join(MATCHES)}; for example names")
+        raise UserError(f"match={match!r} must be one of {', '.join(MATCHES)}; for example names")
     if len({category["id"] for category in categories}) < len(categories):
-        raise ValueError(f"{name} has two categories of one id")
+        raise UserError(f"{name} has two categories of one id")
     if match == "order":
         if len(categories) != len(labels):
-            raise ValueError(
+            raise UserError(
                 f"{name} has {len(categories)} categories, but the model has {len(labels)} classes; give a model that "
                 "was trained on these categories"
             )
@@ -182,11 +177,11 @@ def match_categories(categories: Sequence[dict], labels: Sequence[str], match: s
     advice = "give a model that was trained on these categories, or --match order to pair them in the order of ids"
     for side, names in ((name, theirs), ("the model", ours)):
         if twice := sorted({one for one in names if names.count(one) > 1}):
-            raise ValueError(f"{side} has two categories called {twice[0]!r}; {advice}")
+            raise UserError(f"{side} has two categories called {twice[0]!r}; {advice}")
     wrong = [f"{one!r} is not among the model's" for one in theirs if one not in ours]
     wrong += [f"the model's {one!r} is not in the data set" for one in ours if one not in theirs]
     if wrong:
-        raise ValueError(f"{name}: {len(wrong)} categories do not match the model: {_named(wrong)}; {advice}")
+        raise UserError(f"{name}: {len(wrong)} categories do not match the model: {_named(wrong)}; {advice}")
     return {category["id"]: ours.index(one) for category, one in zip(categories, theirs, strict=True)}
 
 
@@ -204,7 +199,7 @@ def read_segments(path: Path, annotation: dict, classes: Mapping[Any, int]) -> t
     """
     pixels = read_map(path)
     if pixels.ndim != 3 or pixels.shape[-1] != 3 or pixels.dtype != np.uint8:
-        raise ValueError(f"{path} must be an RGB image, but its pixels have shape {pixels.shape} and {pixels.dtype}")
+        raise UserError(f"{path} must be an RGB image, but its pixels have shape {pixels.shape} and {pixels.dtype}")
     ids = torch.from_numpy(pixels.astype(np.int64) @ np.array([1, 256, 256**2]))
     codes = {}
     for number, segment in enumerate(annotation["segments_info"], start=1):
@@ -216,7 +211,7 @@ def read_segments(path: Path, annotation: dict, classes: Mapping[Any, int]) -> t
     ):
         if missing:
             count = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
-            raise ValueError(f"{path}: segment {missing[0]}{count} {place} {other}")
+            raise UserError(f"{path}: segment {missing[0]}{count} {place} {other}")
     return segment_map(ids, codes)
 
 
@@ -229,21 +224,22 @@ def _open_layout(
     index_name, image_names = layout.index.format(**names), [name.format(**names) for name in layout.images]
     expected = f"{index_name}, {Path(index_name).stem}/NAME.png and {image_names[0]}/NAME.jpg"
     if not root.is_dir():
-        raise ValueError(f"dataset folder {folder!r} does not exist; expected {expected}")
+        raise UserError(f"dataset folder {folder!r} does not exist; expected {expected}")
     path = _first(root, [index_name], "file", expected)
     if not path.with_suffix("").is_dir():
         packed = f"; unpack {path.with_suffix('.zip')}" if path.with_suffix(".zip").is_file() else ""
-        raise ValueError(f"{path.parent} has no folder {path.stem}{packed}; expected {expected}")
+        raise UserError(f"{path.parent} has no folder {path.stem}{packed}; expected {expected}")
     images = _first(root, image_names, "folder", expected)
     index = _read_index(path)
     classes = match_categories(index["categories"], labels, match, str(path))
     if problems := [said for one in index["annotations"] if (said := _check_segments(one, classes)) is not None]:
-        raise ValueError(f"{path} is wrong for {len(problems)} images: {_named(problems)}")
+        raise UserError(f"{path} is wrong for {len(problems)} images: {_named(problems)}")
     pairs = _pair_files(index, path, images)
 
     def read(pair: tuple[Path, Path, dict]) -> dict:
         image, label, annotation = pair
-        return {"name": str(image), "image": read_image(image), "label": read_segments(label, annotation, classes)}
+        segments = read_segments(label, annotation, classes)
+        return {"name": str(image), "image": read_image(image, upright=False), "label": segments}
 
     things = [False] * len(labels)
     for category in index["categories"]:
@@ -266,13 +262,13 @@ def _pair_files(index: dict, path: Path, images: Path) -> list[tuple[Path, Path,
     if len(known) < len(annotated):
         problems += [f"image {names[one]} has two annotations" for one in names if annotated.count(one) > 1]
     if problems:
-        raise ValueError(f"{path}: {_named(problems)}")
+        raise UserError(f"{path}: {_named(problems)}")
     entries = sorted(index["annotations"], key=lambda annotation: annotation["file_name"])
     pairs = [(images / names[e["image_id"]], path.with_suffix("") / e["file_name"], e) for e in entries]
     for number, what in ((0, "images"), (1, "PNG files of segments")):
         missing = [str(pair[number]) for pair in pairs if not pair[number].is_file()]
         if missing:
-            raise ValueError(f"{len(missing)} {what} that {path} names are missing: {_named(missing)}")
+            raise UserError(f"{len(missing)} {what} that {path} names are missing: {_named(missing)}")
     return pairs
 
 
@@ -311,5 +307,5 @@ def open_panoptic_dataset(
     if kind == "scenes":
         return _open_scenes(folder or "typical", split or "test", limit, seed, size, labels)
     if not colon or kind not in LAYOUTS:
-        raise ValueError(f"dataset {specification!r} is not known; use {SPECIFICATIONS}")
+        raise UserError(f"dataset {specification!r} is not known; use {SPECIFICATIONS}")
     return _open_layout(kind, folder, split, limit, labels, match)

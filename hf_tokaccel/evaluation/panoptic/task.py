@@ -14,6 +14,7 @@ from transformers import AutoModelForUniversalSegmentation
 from transformers.models.auto.modeling_auto import MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING
 
 from ...checkpoint import ModelKind, SomeTypes
+from ...checks import UserError
 from ...measure.metrics.bootstrap import bootstrap, interval
 from ...measure.metrics.panoptic import METRICS, code, image_sums, metrics_from_sums, num_sums, segment_map
 from ..pictures import Panel
@@ -62,7 +63,7 @@ class PanopticProtocol:
     def __post_init__(self):
         for name in ("threshold", "overlap"):
             if (value := getattr(self, name)) is not None and not 0 <= value < 1:
-                raise ValueError(f"{name}={value} must be at least 0 and below 1, for example 0.8")
+                raise UserError(f"{name}={value} must be at least 0 and below 1, for example 0.8")
 
     def to_dict(self) -> dict:
         return {
@@ -111,7 +112,7 @@ class PanopticTask(QueryTask):
         self.processor = processor
         self.num_sums = num_sums(len(protocol.class_names))
         if not hasattr(processor, "post_process_panoptic_segmentation"):
-            raise ValueError(
+            raise UserError(
                 f"{type(processor).__name__} makes no panoptic segmentation: give a model whose "
                 "preprocessor_config.json names that of Mask2Former, MaskFormer, OneFormer or EoMT"
             )

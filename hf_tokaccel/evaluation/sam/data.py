@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,8 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...checks import first_line
+from ...checks import UserError
 from ...images import open_photographs, read_image
+from ...results.files import read_json
 from ..datasets import MappedSamples, check_limit
 from .options import EXAMPLE, SPECIFICATIONS
 
@@ -46,10 +46,10 @@ def open_images(specification: str = "photographs", limit: int | None = None) ->
         return ImageDataset("photographs of scikit-image", images, tuple(item["name"] for item in images))
     folder = Path(specification)
     if not folder.is_dir():
-        raise ValueError(f"dataset {specification!r} is no folder; use {SPECIFICATIONS}")
+        raise UserError(f"dataset {specification!r} is no folder; use {SPECIFICATIONS}")
     paths = [path for path in sorted(folder.iterdir()) if path.suffix.lower() in SUFFIXES][:limit]
     if not paths:
-        raise ValueError(f"dataset folder {specification!r} has no images ({', '.join(SUFFIXES)})")
+        raise UserError(f"dataset folder {specification!r} has no images ({', '.join(SUFFIXES)})")
     samples = MappedSamples(paths, lambda path: {"name": path.name, "image": read_image(path)})
     return ImageDataset(str(folder), samples, tuple(path.name for path in paths))
 
@@ -76,8 +76,8 @@ class Prompts:
             for place in places.tolist():
                 corners = np.reshape(place, (-1, 2))
                 ordered = what == "point" or (place[0] < place[2] and place[1] < place[3])
-                if not ordered or (corners < 0).any() or (corners > (width, height)).any():
-                    raise ValueError(
+                if not ordered or not ((corners >= 0) & (corners <= (width, height))).all():  # also NaN
+                    raise UserError(
                         f"{what} {place} of image {name} must lie on its {width}x{height} pixels (width x height), "
                         f"for example {[width // 4, height // 4, width // 2, height // 2][: len(place)]}"
                     )
@@ -96,30 +96,27 @@ def read_prompts(path: str | Path, names: Sequence[str]) -> dict[str, Prompts]:
     Raises:
         ValueError: It cannot be read, has prompts of other images or of other forms, or lacks those of an image.
     """
-    try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"prompt file {path} cannot be read ({first_line(error)}); expected {EXAMPLE}") from error
+    content = read_json(path, "prompt file", f"; expected {EXAMPLE}")
     if not isinstance(content, dict):
-        raise ValueError(f"prompt file {path} must be an object with an entry per image, such as {EXAMPLE}")
+        raise UserError(f"prompt file {path} must be an object with an entry per image, such as {EXAMPLE}")
     unknown, missing = sorted(set(content) - set(names)), [name for name in names if name not in content]
     if unknown or missing:
         wrong = f"has prompts of {unknown[0]!r}, which is no image" if unknown else f"lacks prompts of {missing[0]!r}"
-        raise ValueError(f"prompt file {path} {wrong}; the images are {', '.join(names[:5])}; expected {EXAMPLE}")
+        raise UserError(f"prompt file {path} {wrong}; the images are {', '.join(names[:5])}; expected {EXAMPLE}")
     return {name: _prompts(entry, f"{name!r} in {path}") for name, entry in content.items()}
 
 
 def _prompts(entry: Mapping, where: str) -> Prompts:
     known = {"points": 2, "boxes": 4}
     if not isinstance(entry, dict) or not entry or not set(entry) <= set(known):
-        raise ValueError(f"the prompts of {where} must be points, boxes or both; expected {EXAMPLE}")
+        raise UserError(f"the prompts of {where} must be points, boxes or both; expected {EXAMPLE}")
     tensors = {}
     for name, length in known.items():
         try:
             tensors[name] = torch.tensor(entry.get(name, []), dtype=torch.float32).reshape(-1, length)
-        except (TypeError, ValueError, RuntimeError) as error:
-            raise ValueError(f"{name} of {where} must be lists of {length} numbers; expected {EXAMPLE}") from error
+        except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+            raise UserError(f"{name} of {where} must be lists of {length} numbers; expected {EXAMPLE}") from error
     prompts = Prompts(**tensors)
     if not len(prompts):
-        raise ValueError(f"{where} has no prompt; expected {EXAMPLE}")
+        raise UserError(f"{where} has no prompt; expected {EXAMPLE}")
     return prompts

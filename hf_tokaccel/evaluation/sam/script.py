@@ -3,6 +3,7 @@
 import torch
 
 from ...checkpoint import load_checkpoint
+from ...checks import UserError
 from ...images import open_photographs
 from ..script import Loaded
 from .data import open_images, read_prompts
@@ -12,14 +13,14 @@ from .task import SAM_MODELS, SamProtocol, SamTask
 
 def load(options: SamOptions, device: torch.device) -> Loaded:
     if options.model is None:
-        raise ValueError(f"--model is missing: no SAM comes with this package; give one, such as {SAM_MODELS.example}")
+        raise UserError(f"--model is missing: no SAM comes with this package; give one, such as {SAM_MODELS.example}")
     if options.compile is not None:
-        raise ValueError("--compile is not for SAM here: only its encoder is measured, which it would not compile")
+        raise UserError("--compile is not for SAM here: only its encoder is measured, which it would not compile")
     if options.points_per_side is not None and options.prompts is not None:
-        raise ValueError("--points-per-side and --prompts exclude each other: a file names all prompts")
+        raise UserError("--points-per-side and --prompts exclude each other: a file names all prompts")
     side = 6 if options.points_per_side is None else options.points_per_side
     if side < 1:
-        raise ValueError(f"--points-per-side {side} must be at least 1, for example 6")
+        raise UserError(f"--points-per-side {side} must be at least 1, for example 6")
     checkpoint = load_checkpoint(options.model, kind=SAM_MODELS, dtype=options.dtype, device=device)
     dense, processor = checkpoint.model, checkpoint.processor
     dataset = open_images(options.dataset, options.limit) if options.images is None else None

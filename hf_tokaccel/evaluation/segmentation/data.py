@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ...images import read_image
+from ...checks import UserError
+from ...images import as_rgb, read_image
 from ...measure.metrics.segmentation import IGNORED
 from ...scenes import CLASS_NAMES
 from ..datasets import (
@@ -62,7 +63,7 @@ def to_classes(values: np.ndarray, classes: Mapping[int, int], name: str) -> tor
     if values.ndim == 3 and 1 in (values.shape[0], values.shape[-1]):
         values = values.squeeze(-1 if values.shape[-1] == 1 else 0)
     if values.ndim != 2 or values.dtype.kind not in "iub":
-        raise ValueError(
+        raise UserError(
             f"label image {name} must have one whole number per pixel, (H, W), but has shape {values.shape} and type "
             f"{values.dtype}"
         )
@@ -70,7 +71,7 @@ def to_classes(values: np.ndarray, classes: Mapping[int, int], name: str) -> tor
     unknown = [int(value) for value in np.unique(values) if int(value) not in classes]
     if unknown:
         known = sorted(classes)
-        raise ValueError(
+        raise UserError(
             f"label image {name} holds the value {unknown[0]}, which is no class: the data set's values are "
             f"{_ranges(known)}"
         )
@@ -100,7 +101,7 @@ def stored_classes(num_classes: int, ignored: Sequence[int] = (), first_ignored:
     """
     classes = {value + first_ignored: value for value in range(num_classes)}
     if clash := sorted(set(classes) & set(ignored)):
-        raise ValueError(
+        raise UserError(
             f"label value {clash[0]} cannot be ignored, since it is one of the {num_classes} classes "
             f"({_ranges(sorted(classes))}); for example ignore 255"
         )
@@ -201,7 +202,7 @@ def _in_listing(root: Path, pattern: str, expected: str) -> Callable[[Path], boo
     """Whether a label file is named by the listing of the split."""
     found = sorted(root.glob(pattern))
     if root.is_dir() and not found:
-        raise ValueError(f"{root} has no {pattern.removeprefix('**/')}; expected {expected}")
+        raise UserError(f"{root} has no {pattern.removeprefix('**/')}; expected {expected}")
     names = {line.split()[0] for path in found for line in path.read_text().splitlines() if line.strip()}
     return lambda path: path.stem in names
 
@@ -218,7 +219,7 @@ def _open_layout(kind: str, folder: str, split: str | None, limit: int | None) -
 
     def read(pair: tuple[Path, Path]) -> dict:
         label = to_classes(read_map(pair[1]), rule.values, str(pair[1]))
-        return {"name": str(pair[0]), "image": read_image(pair[0]), "label": label}
+        return {"name": str(pair[0]), "image": read_image(pair[0], upright=False), "label": label}
 
     return SegmentationDataset(
         f"{kind}:{folder} ({split})",
@@ -255,7 +256,7 @@ def _open_table(
     def read(index: int) -> dict:
         row, where = read_row(table, index, name), f"in row {index} of {name}"
         label = to_classes(np.asarray(row[columns[1]]), classes, where)
-        return {"name": where, "image": np.array(row[columns[0]].convert("RGB")), "label": label}
+        return {"name": where, "image": np.array(as_rgb(row[columns[0]])), "label": label}
 
     samples = MappedSamples(range(len(table)), read, limit)
     said = ", ".join(str(value) for value in sorted({*ignored, *((0,) if first_ignored else ())})) or "none"
@@ -303,13 +304,13 @@ def open_segmentation_dataset(
     elif colon and kind in LAYOUTS:
         dataset = _open_layout(kind, folder, split, limit)
     elif colon:
-        raise ValueError(f"dataset layout {kind!r} must be one of {', '.join(LAYOUTS)}; use {SPECIFICATIONS}")
+        raise UserError(f"dataset layout {kind!r} must be one of {', '.join(LAYOUTS)}; use {SPECIFICATIONS}")
     else:
         dataset = _open_table(specification, split or "test", limit, columns, num_classes, ignored, first_ignored)
     if len(dataset.samples) == 0:
-        raise ValueError(f"dataset {specification!r} is empty; use {SPECIFICATIONS}")
+        raise UserError(f"dataset {specification!r} is empty; use {SPECIFICATIONS}")
     if dataset.num_classes != num_classes:
-        raise ValueError(
+        raise UserError(
             f"dataset {specification!r} has {dataset.num_classes} classes, but the model has {num_classes}; give a "
             "model that was trained on these classes, or another data set"
         )

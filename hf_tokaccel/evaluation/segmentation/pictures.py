@@ -153,7 +153,7 @@ def draw_segmentation(
     compared = [comparable(panel) for panel in panels]
     kinds = difference_handles(compared)
     maps = len(titles) - 2
-    longest = max(len(handle.get_label()) for handle in classes)
+    longest = max((len(handle.get_label()) for handle in classes), default=0)  # where all is void
     columns = max(1, int(maps * 1.75 / (0.33 + 0.062 * longest)))
     lines = max(-(-len(classes) // columns), len(kinds))
     figure, axes = empty_grid(panels, titles, heading, foot=0.16 + LEGEND_LINE * lines)

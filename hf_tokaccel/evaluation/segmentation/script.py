@@ -3,6 +3,7 @@
 import torch
 
 from ...checkpoint import load_checkpoint
+from ...checks import UserError
 from ...images import input_size
 from ...reference import reference_model_path
 from ..queries import give_task_input
@@ -30,7 +31,7 @@ def load(options: SegmentationOptions, device: torch.device) -> Loaded:
         give_task_input(dense, checkpoint.source, "semantic")
     windows = choose_windows(dense.config, options.inference, options.crop, options.stride)
     if queries and windows is not None:
-        raise ValueError(
+        raise UserError(
             f"sliding windows of {windows.crop} do not go with {options.model}, whose queries see whole images: leave "
             "out --crop, --stride and --inference"
         )

@@ -18,6 +18,7 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from ...checkpoint import ModelKind, SomeTypes
+from ...checks import UserError
 from ...hosts.track import observe_clusters
 from ...images import patch_size
 from ...measure.metrics.bootstrap import bootstrap, interval
@@ -93,16 +94,16 @@ def choose_windows(config, inference: str = "auto", crop: int | None = None, str
             or a stride that leaves gaps.
     """
     if inference not in INFERENCES:
-        raise ValueError(f"inference={inference!r} must be one of {', '.join(INFERENCES)}; for example auto")
+        raise UserError(f"inference={inference!r} must be one of {', '.join(INFERENCES)}; for example auto")
     stored = getattr(config, "inference_window_size", None)
     given = {"crop": crop, "stride": stride}
     chosen = [f"{name}={value}" for name, value in given.items() if value is not None]
     if inference == "whole" or (inference == "auto" and not chosen and stored is None):
         if chosen:
-            raise ValueError(f"{chosen[0]} needs inference='sliding' or 'auto', not 'whole'")
+            raise UserError(f"{chosen[0]} needs inference='sliding' or 'auto', not 'whole'")
         return None
     if crop is None and stored is None:
-        raise ValueError(
+        raise UserError(
             "sliding windows need a crop, since the model's configuration has no inference_window_size; for example "
             f"crop={32 * patch_size(config)}"
         )

@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import ModuleType
 
+from ...checks import UserError
+
 
 def load_coco_tools() -> ModuleType:
     """`pycocotools.mask`.
@@ -18,7 +20,7 @@ def load_coco_tools() -> ModuleType:
     try:
         import pycocotools.mask
     except ImportError as error:
-        raise ValueError("average precision needs pycocotools: pip install 'hf_tokaccel[evaluation]'") from error
+        raise UserError("average precision needs pycocotools: pip install 'hf_tokaccel[evaluation]'") from error
     return pycocotools.mask
 
 

@@ -12,6 +12,8 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import Tensor
 
+from ...checks import UserError
+
 DEPTH_METRICS = ("abs_rel", "rmse", "log10", "delta1", "delta2", "delta3")
 ALIGNMENTS = ("none", "scale", "scale_shift")
 CROPS = ("none", "eigen", "garg")
@@ -30,11 +32,11 @@ def crop_mask(size: tuple[int, int], crop: str = "none") -> Tensor:
     """
     height, width = size
     if crop not in CROPS:
-        raise ValueError(f"crop={crop!r} must be one of {', '.join(CROPS)}; for example crop='eigen' for NYUv2")
+        raise UserError(f"crop={crop!r} must be one of {', '.join(CROPS)}; for example crop='eigen' for NYUv2")
     rows, columns = (0, height), (0, width)
     if crop == "eigen":
         if (height, width) != _EIGEN_SIZE:
-            raise ValueError(
+            raise UserError(
                 f"the Eigen crop is defined for depth of 480x640 pixels, not {height}x{width}; crop='none' takes any"
             )
         rows, columns = _EIGEN_ROWS, _EIGEN_COLUMNS
@@ -63,7 +65,7 @@ def align(prediction: Tensor, target: Tensor, alignment: str = "scale_shift") ->
     if alignment == "scale":
         return (p * t).sum() / p.square().sum().clamp(min=1e-300), zero
     if alignment != "scale_shift":
-        raise ValueError(f"alignment={alignment!r} must be one of {', '.join(ALIGNMENTS)}; for example 'scale_shift'")
+        raise UserError(f"alignment={alignment!r} must be one of {', '.join(ALIGNMENTS)}; for example 'scale_shift'")
     # Centred sums: the plain normal equations lose half the digits when the spread is small against the mean.
     p_mean, t_mean = p.mean(), t.mean()
     spread = (p - p_mean).square().sum()
@@ -109,15 +111,13 @@ class DepthProtocol:
 
     def __post_init__(self):
         if not 0 < self.min_depth < self.max_depth:
-            raise ValueError(
+            raise UserError(
                 f"depth range {self.min_depth}..{self.max_depth} m must be positive and rising, for example 1e-3..10"
             )
         if self.crop not in CROPS:
-            raise ValueError(f"crop={self.crop!r} must be one of {', '.join(CROPS)}, for example 'none'")
+            raise UserError(f"crop={self.crop!r} must be one of {', '.join(CROPS)}, for example 'none'")
         if self.alignment not in ALIGNMENTS:
-            raise ValueError(
-                f"alignment={self.alignment!r} must be one of {', '.join(ALIGNMENTS)}, for example 'none'"
-            )
+            raise UserError(f"alignment={self.alignment!r} must be one of {', '.join(ALIGNMENTS)}, for example 'none'")
 
     def valid(self, depth: Tensor) -> Tensor:
         """Pixels of a true depth map (H, W) that count: measured, inside the caps and the crop."""

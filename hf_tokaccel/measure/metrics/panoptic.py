@@ -11,6 +11,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from ...checks import UserError
+
 VOID = -1  # pixels of no segment
 STEP = 1 << 16
 CROWD = 0  # number of true regions whose objects nobody told apart; segments are numbered from 1
@@ -63,7 +65,7 @@ class Overlaps:
 
     def __init__(self, prediction: Tensor, truth: Tensor):
         if prediction.shape != truth.shape:
-            raise ValueError(
+            raise UserError(
                 f"prediction of shape {tuple(prediction.shape)} must have the shape of its label, {tuple(truth.shape)}"
             )
         self.found, found_at = prediction.cpu().long().unique(return_inverse=True)
@@ -105,9 +107,7 @@ def image_sums(prediction: Tensor, truth: Tensor, num_classes: int) -> Tensor:
         classes = classes_of(codes)
         if classes.min() < VOID or classes.max() >= num_classes:
             bad = int(classes[(classes < VOID) | (classes >= num_classes)][0])
-            raise ValueError(
-                f"{name} holds class {bad}, which must be from 0 to {num_classes - 1}, or {VOID} for void"
-            )
+            raise UserError(f"{name} holds class {bad}, which must be from 0 to {num_classes - 1}, or {VOID} for void")
     sums = torch.zeros(4, num_classes, dtype=torch.float64)
     counted = (overlaps.true != VOID).any()
     if counted:

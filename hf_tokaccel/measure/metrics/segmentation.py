@@ -9,6 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ...checks import UserError
+
 IGNORED = -1  # class of pixels that do not count
 
 
@@ -29,7 +31,7 @@ def confusion_matrix(prediction: Tensor, label: Tensor, num_classes: int) -> Ten
         ValueError: Shapes that differ, or a class that does not exist.
     """
     if prediction.shape != label.shape:
-        raise ValueError(
+        raise UserError(
             f"prediction of shape {tuple(prediction.shape)} must have the shape of its label, {tuple(label.shape)}"
         )
     valid = label != IGNORED
@@ -37,7 +39,7 @@ def confusion_matrix(prediction: Tensor, label: Tensor, num_classes: int) -> Ten
     for name, classes in (("label", label), ("prediction", prediction)):
         if classes.numel() and not (classes.min() >= 0 and classes.max() < num_classes):
             wrong = int(classes[(classes < 0) | (classes >= num_classes)][0])
-            raise ValueError(f"{name} holds class {wrong}, which must be from 0 to {num_classes - 1}, or {IGNORED}")
+            raise UserError(f"{name} holds class {wrong}, which must be from 0 to {num_classes - 1}, or {IGNORED}")
     return torch.bincount(label * num_classes + prediction, minlength=num_classes**2).view(num_classes, num_classes)
 
 

@@ -5,6 +5,8 @@ from typing import Any
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
+from ...checks import UserError
+
 DECODERS = ("mask_transformer", "linear")
 
 
@@ -58,7 +60,7 @@ class SegmenterConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs: Any) -> None:
         if self.decoder_type not in DECODERS:
-            raise ValueError(
+            raise UserError(
                 f"decoder_type={self.decoder_type!r} is not valid: it must be one of {', '.join(DECODERS)}, "
                 "for example decoder_type='mask_transformer'."
             )
@@ -71,7 +73,7 @@ class SegmenterConfig(PreTrainedConfig):
         for prefix in ("", "decoder_"):
             size, heads = getattr(self, f"{prefix}hidden_size"), getattr(self, f"{prefix}num_attention_heads")
             if heads < 1 or size % heads:
-                raise ValueError(
+                raise UserError(
                     f"{prefix}num_attention_heads={heads} is not valid: it must divide {prefix}hidden_size={size}, "
                     f"for example {prefix}num_attention_heads=1."
                 )

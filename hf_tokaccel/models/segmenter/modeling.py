@@ -14,7 +14,7 @@ from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 
-from ...checks import as_pair
+from ...checks import UserError, as_pair
 from ...hub.shim import ShimMixin
 from ...upstream import capture_outputs
 from .configuration import SegmenterConfig
@@ -29,7 +29,7 @@ def token_grid(pixel_values: Tensor, patch_size: tuple[int, int]) -> tuple[int, 
     sides = tuple(pixel_values.shape[-2:])
     if any(side < step or side % step for side, step in zip(sides, patch_size, strict=True)):
         nearest = tuple(max(1, round(side / step)) * step for side, step in zip(sides, patch_size, strict=True))
-        raise ValueError(
+        raise UserError(
             f"image size {sides} is not valid: height and width must be multiples of the patch size {patch_size}, "
             f"for example {nearest}. Resize the image, or pad it and crop what comes out."
         )
@@ -63,7 +63,7 @@ class SegmenterEmbeddings(ViTEmbeddings):
         if grid == trained:
             return self.position_embeddings
         if interpolate is False:
-            raise ValueError(
+            raise UserError(
                 f"interpolate_pos_encoding=False is not valid for images of {grid} tokens: the position embeddings "
                 f"are for {trained}. Pass None or True, or images of {tuple(self.image_size)} pixels."
             )

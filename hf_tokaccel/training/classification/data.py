@@ -12,8 +12,10 @@ from torch.nn import functional as F
 from torch.utils.data import Dataset, Sampler
 from torchvision.transforms.v2 import functional as V
 
+from ...checks import UserError
 from ...evaluation.datasets import check_columns, load_table, read_row
 from ...evaluation.options import TABLES
+from ...images import as_rgb
 from ...scenes import CLASS_NAMES, render_scenes
 
 BUILT_IN = ("digits", "scenes")
@@ -83,7 +85,7 @@ def load_images(
         ValueError: There is no such data set or split, or it has no labelled images, or fewer than two classes.
     """
     if name in BUILT_IN and share is not None:
-        raise ValueError(f"{name!r} has a validation split of its own: leave out --val-share")
+        raise UserError(f"{name!r} has a validation split of its own: leave out --val-share")
     if name == "digits":
         return load_digits(split, size, limit)
     if name == "scenes":
@@ -93,7 +95,7 @@ def load_images(
 
 def _check_split(name: str, split: str, known: Sequence[str]) -> None:
     if split not in known:
-        raise ValueError(f"{name!r} has no split {split!r}; it has {', '.join(known)}")
+        raise UserError(f"{name!r} has no split {split!r}; it has {', '.join(known)}")
 
 
 def load_digits(split: str, size: tuple[int, int], limit: int | None = None) -> LabelledImages:
@@ -109,7 +111,7 @@ def load_digits(split: str, size: tuple[int, int], limit: int | None = None) -> 
     try:
         from sklearn import datasets
     except ImportError as error:
-        raise ValueError("digits needs scikit-learn: pip install 'hf_tokaccel[training]'") from error
+        raise UserError("digits needs scikit-learn: pip install 'hf_tokaccel[training]'") from error
     source = datasets.load_digits()
     start, stop = DIGIT_SPLITS[split]
     stop = min(stop, start + limit) if limit else stop
@@ -134,7 +136,7 @@ def load_scenes(split: str, size: tuple[int, int], limit: int | None = None, see
     _check_split("scenes", split, tuple(SCENE_SPLITS))
     count = SCENE_SPLITS[split] if limit is None else limit
     if count < len(FURNITURE):
-        raise ValueError(f"{count} scenes are too few for {len(FURNITURE)} classes; use for example a limit of 100")
+        raise UserError(f"{count} scenes are too few for {len(FURNITURE)} classes; use for example a limit of 100")
     wanted = [len(range(kind, count, len(FURNITURE))) for kind in range(len(FURNITURE))]
     found: list[list[int]] = [[] for _ in FURNITURE]
     start = 0
@@ -171,14 +173,14 @@ def _load_table(
 
     table = load_table(name, split, SPECIFICATIONS)
     if Path(name).is_dir() and table.column_names == [image]:
-        raise ValueError(f"{name!r}, split {split!r} has no classes: {CLASS_FOLDERS}")
+        raise UserError(f"{name!r}, split {split!r} has no classes: {CLASS_FOLDERS}")
     check_columns(table, name, {"--image-column": image, "--label-column": label})
     if not isinstance(table.features[label], ClassLabel):
         table = table.class_encode_column(label)
     classes = table.features[label].names
     if share is not None:
         if not 0 < share[0] < 1:
-            raise ValueError(f"--val-share {share[0]} must be above 0 and below 1; for example --val-share 0.1")
+            raise UserError(f"--val-share {share[0]} must be above 0 and below 1; for example --val-share 0.1")
         # Shuffled, since folders come in the order of their classes.
         parts = table.train_test_split(test_size=share[0], seed=0)
         table = parts["test" if share[1] == "held out" else "train"]
@@ -186,18 +188,18 @@ def _load_table(
         table = table.shuffle(seed=0).select(range(min(limit, len(table))))
     labels = np.asarray(table.with_format("numpy")[label][:]) if len(table) else np.zeros(0)
     if not len(labels) or len(classes) < 2:
-        raise ValueError(
+        raise UserError(
             f"{name!r}, split {split!r} has {len(labels)} images of {len(classes)} classes: {CLASS_FOLDERS}"
         )
     if labels.min() < 0:
-        raise ValueError(f"{name!r}, split {split!r} has {int((labels < 0).sum())} images without a label")
+        raise UserError(f"{name!r}, split {split!r} has {int((labels < 0).sum())} images without a label")
 
     read = functools.partial(_read_picture, table, image, f"{name}, split {split}")
     return LabelledImages(f"{name}/{split}", classes, labels, read)
 
 
 def _read_picture(table: Any, column: str, name: str, index: int) -> Tensor:
-    return V.pil_to_tensor(read_row(table, index, name)[column].convert("RGB"))
+    return V.pil_to_tensor(as_rgb(read_row(table, index, name)[column]))
 
 
 ORDER, IMAGE, STEP = 1, 2, 3  # what is drawn

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.ops import stochastic_depth
 
+from ...checks import UserError
 from .recipe import blocks
 
 
@@ -27,7 +28,7 @@ class DropPath:
         self.batch, self.handles = 0, []
         layers = [layer for _, layer in blocks(model)]
         if rate and not layers:
-            raise ValueError(
+            raise UserError(
                 f"drop_path={rate} cannot be applied to {type(model).__name__}, which has no layers with `attention`, "
                 "`mlp` and `layernorm_before`; use drop_path=0"
             )

@@ -19,7 +19,7 @@ from transformers import (
 )
 
 from ...auto import accelerate, accelerate_config
-from ...checks import first_line
+from ...checks import UserError, first_line
 from ...semantic.modeling import SemanticConfig
 from ...settings.methods import as_accel
 from ...settings.semantic import SemanticTokenConfig
@@ -75,22 +75,22 @@ def build_model(
     """
     setting = as_accel(accel)
     if setting is not None and not isinstance(setting, SemanticTokenConfig):
-        raise ValueError(f"method={setting.method!r} needs no training: give a setting with method='semantic_tokens'")
+        raise UserError(f"method={setting.method!r} needs no training: give a setting with method='semantic_tokens'")
     if dense and setting is not None:
-        raise ValueError("a dense model has no semantic tokens: leave out either --dense or --accel")
+        raise UserError("a dense model has no semantic tokens: leave out either --dense or --accel")
     labels = {"id2label": dict(enumerate(classes)), "label2id": {label: i for i, label in enumerate(classes)}}
     if name in SIZES:
         return _from_size(name, labels, setting, dense, image_size)
     config = _stored_config(name)
     if image_size not in (None, config.image_size):
-        raise ValueError(
+        raise UserError(
             f"model {name!r} is for images of {config.image_size} pixels: leave out image_size={image_size}"
         )
     stored = isinstance(config, SemanticConfig)
     if stored and dense:
-        raise ValueError(f"model {name!r} was trained with semantic tokens: --dense needs a plain one")
+        raise UserError(f"model {name!r} was trained with semantic tokens: --dense needs a plain one")
     if stored and setting is not None and config.resolve_accel(setting).to_dict() != config.accel:
-        raise ValueError(f"model {name!r} has semantic tokens already, with another setting: leave out --accel")
+        raise UserError(f"model {name!r} has semantic tokens already, with another setting: leave out --accel")
     model = _load(name, config, labels)
     return model if dense or stored else accelerate(model, setting or SemanticTokenConfig())
 
@@ -106,7 +106,7 @@ def _from_size(
     patch = config.patch_size
     if config.image_size % patch:
         whole = max(1, round(config.image_size / patch)) * patch
-        raise ValueError(
+        raise UserError(
             f"image_size={config.image_size} must be a multiple of {name}'s patch size {patch}; for example {whole}"
         )
     if not dense:
@@ -118,11 +118,11 @@ def _stored_config(name: str) -> PreTrainedConfig:
     try:
         config = AutoConfig.from_pretrained(name)
     except (OSError, ValueError) as error:
-        raise ValueError(
+        raise UserError(
             f"model {name!r} is neither a known size ({', '.join(SIZES)}) nor can it be loaded: {first_line(error)}"
         ) from error
     if not auto_models(AutoModelForImageClassification, type(config)):
-        raise ValueError(f"model {name!r} is of type {config.model_type!r}, which classifies no images")
+        raise UserError(f"model {name!r} is of type {config.model_type!r}, which classifies no images")
     return config
 
 
@@ -163,7 +163,7 @@ def build_processor(name: str, eval_crop: float, image_size: int | None = None) 
         try:
             return AutoImageProcessor.from_pretrained(name)
         except OSError as error:
-            raise ValueError(f"model {name!r} has no image processor: {first_line(error)}") from error
+            raise UserError(f"model {name!r} has no image processor: {first_line(error)}") from error
     side = SIZES[name][1].get("image_size", 224) if image_size is None else image_size
     whole = {"height": side, "width": side}
     if eval_crop == 1:
@@ -183,7 +183,7 @@ def check_classes(name: str, config: PreTrainedConfig, classes: Sequence[str]) -
     """ValueError where a trained model tells other classes apart than a data set."""
     theirs = [config.id2label[i] for i in range(config.num_labels)]
     if theirs != list(classes):
-        raise ValueError(
+        raise UserError(
             f"model {name!r} tells other classes apart ({', '.join(theirs[:5])}; {len(theirs)} in all) than the data "
             f"({', '.join(classes[:5])}; {len(classes)} in all): use one that was trained on the same data"
         )

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from torch.utils.data import default_collate
 from torchvision.transforms import InterpolationMode, v2
 
+from ...checks import UserError
+
 NO_DECAY = ("relative_position_bias", "position_embeddings", "cls_token", "distillation_token")
 # Of the published models by name; 0.1 is DeiT's, whatever its size.
 DROP_PATH = {"swin-tiny": 0.2, "swin-small": 0.3, "swin-base": 0.5}
@@ -130,7 +132,7 @@ class Recipe:
         if not valid:
             default = next(field.default for field in fields(self) if field.name == name)
             example = default if example is None else example
-            raise ValueError(f"{name}={getattr(self, name)!r} must be {allowed}; for example {name}={example}")
+            raise UserError(f"{name}={getattr(self, name)!r} must be {allowed}; for example {name}={example}")
 
     def rate(self, step: int, steps_per_epoch: int) -> float:
         """Learning rate of a step: linear warm-up, then cosine per step."""

@@ -19,6 +19,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel
 
+from ...checks import UserError
 from ..loop import Loop
 from .data import STEP, Drawn, LabelledImages, Prepared, Steps, seed_of
 from .drop_path import DropPath
@@ -61,11 +62,11 @@ class Settings:
     def __post_init__(self) -> None:
         for name in ("accumulate", "eval_every", "eval_batch", "log_every", "save_every"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} must be at least 1, for example {name}=1")
+                raise UserError(f"{name}={getattr(self, name)} must be at least 1, for example {name}=1")
         if self.stop_at is not None and self.stop_at < 1:
-            raise ValueError(f"stop_at={self.stop_at} must be at least 1, for example stop_at=100")
+            raise UserError(f"stop_at={self.stop_at} must be at least 1, for example stop_at=100")
         if self.keep not in ("best", "last"):
-            raise ValueError(f"keep={self.keep!r} must be one of best, last; for example keep='best'")
+            raise UserError(f"keep={self.keep!r} must be one of best, last; for example keep='best'")
 
 
 @torch.inference_mode()
@@ -167,12 +168,12 @@ class Run(Loop):
     def _check_batch(self) -> None:
         recipe, shares = self.recipe, self.accelerator.num_processes * self.settings.accumulate
         if recipe.batch_size % shares:
-            raise ValueError(
+            raise UserError(
                 f"batch_size={recipe.batch_size} must be a multiple of {shares}, processes times accumulated parts; "
                 f"for example {shares * max(1, round(recipe.batch_size / shares))}"
             )
         if recipe.batch_size > len(self.train_images):
-            raise ValueError(
+            raise UserError(
                 f"batch_size={recipe.batch_size} must be at most {len(self.train_images)}, as many images as "
                 f"{self.train_images.name} has; for example {max(1, len(self.train_images) // 10)}"
             )
@@ -180,10 +181,7 @@ class Run(Loop):
     def _stored(self) -> dict[str, Any] | None:
         """What the checkpoint says of its run, when that is to be resumed."""
         if not self.settings.resume:
-            if (self.work / "checkpoint").is_dir():
-                raise ValueError(
-                    f"{self.work} holds a checkpoint: add --resume to continue it, or choose another --work"
-                )
+            self.check_new()
             return None
         stored = self.stored()
         now, then = self.known["identity"], stored["identity"]
@@ -193,7 +191,7 @@ class Run(Loop):
             if now.get(name) != then.get(name)
         ]
         if differ:
-            raise ValueError(
+            raise UserError(
                 f"{self.work} was trained with another recipe: {'; '.join(differ)}. Resume with the same options, or "
                 "start anew with another --work"
             )
