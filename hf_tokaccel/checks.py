@@ -114,10 +114,11 @@ def check_neighbors(value: Any) -> None:
 
 def check_choice(name: str, value: Any, choices: Sequence[str], example: str, *, optional: bool = False) -> None:
     """Raises ValueError unless it is one of these names."""
+    is_name = isinstance(value, str)
+    if (is_name and value in choices) or (optional and value is None):
+        return  # before anything is compared: the functions of the method ask in every pass, and Dynamo in each graph
     allowed = "None or " * optional + f"one of {', '.join(choices)}"
-    valid = isinstance(value, str) and value in choices
-    example = (nearest(value, choices) if isinstance(value, str) else None) or example
-    require(valid or (optional and value is None), name, value, allowed, example)
+    require(False, name, value, allowed, (nearest(value, choices) if is_name else None) or example)
 
 
 def first_line(error: Exception) -> str:

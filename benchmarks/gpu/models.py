@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -21,7 +21,7 @@ from hf_tokaccel.measure.flops import gflops_of_shape
 from hf_tokaccel.measure.memory import peak_memory
 from hf_tokaccel.measure.method import MethodAlone
 
-# Of the tokens; of a ViT-L's blocks about 0.7 and 0.5 of the FLOPs are left.
+# Shares of the tokens; of a ViT-L's blocks about 0.7 and 0.5 of the FLOPs are left.
 ADAPTIVE = {
     "adaptive, careful": {"cluster_after": 2, "clusters": 0.7},
     "adaptive, half": {"cluster_after": 2, "clusters": 0.5},
@@ -29,6 +29,12 @@ ADAPTIVE = {
         "cluster_after": (2, 6, 10, 14, 18),
         "clusters": tuple(round(0.76**step, 3) for step in range(1, 6)),
     },
+}
+
+
+TINY_ADAPTIVE = {
+    "adaptive, half": {"cluster_after": 1, "clusters": 0.5},
+    "adaptive, two steps": {"cluster_after": (1, 2), "clusters": (0.6, 0.4)},
 }
 
 
@@ -41,21 +47,21 @@ class Case:
         size: of its images, (height, width) in pixels.
         settings: as released, careful and bold.
         smaller: size of the image that leaves about half of the FLOPs.
-        adaptive: whether its blocks can run on regions.
+        adaptive: settings by name; none where its blocks cannot run on regions.
     """
 
     build: Callable[[], nn.Module]
     size: tuple[int, int]
     settings: tuple[dict, ...]
     smaller: tuple[int, int] | None = None
-    adaptive: bool = True
+    adaptive: Mapping[str, dict] = field(default_factory=lambda: ADAPTIVE)
 
     def rows(self) -> dict[str, dict | None]:
         """Settings by name."""
         found: dict[str, dict | None] = {"dense": None}
         for name, setting in zip(("grid, careful", "grid, bold"), self.settings, strict=False):
             found[name] = setting
-        return found | (ADAPTIVE if self.adaptive else {})
+        return found | dict(self.adaptive)
 
 
 def _vit() -> nn.Module:
@@ -65,9 +71,9 @@ def _vit() -> nn.Module:
     return ViTModel(ViTConfig(**large, image_size=518, patch_size=14), add_pooling_layer=False)
 
 
-def _case(name: str, side: int | None, adaptive: bool = True) -> Case:
+def _case(name: str, side: int | None, **others: Any) -> Case:
     it = ARCHITECTURES[name]
-    return Case(it.build, it.size, it.settings, None if side is None else (side, side), adaptive)
+    return Case(it.build, it.size, it.settings, None if side is None else (side, side), **others)
 
 
 CASES = {
@@ -76,8 +82,8 @@ CASES = {
     "dpt-large-384": _case("dpt-large-384", 272),
     "depth-anything-l-518": _case("depth-anything-l-518", 364),
     "dinov3-l-1024": _case("dinov3-l-1024", 720),
-    "mask2former-swin-l-1152": _case("mask2former-swin-l-1152", 832, adaptive=False),
-    "sam-h-1024": _case("sam-h-1024", None, adaptive=False),  # takes images of its own size only
+    "mask2former-swin-l-1152": _case("mask2former-swin-l-1152", 832, adaptive={}),
+    "sam-h-1024": _case("sam-h-1024", None, adaptive={}),  # takes images of its own size only
 }
 
 
@@ -86,8 +92,8 @@ def tiny_cases(families: tuple[str, ...]) -> dict[str, Case]:
     found = {}
     for family in families:
         tester = next(iter(testers(family).values()))
-        windows = family in ("swin", "mask2former", "sam")
-        found[family] = Case(tester().build, tester.image_size, (tester.accel,) * 2, tester.other_size, not windows)
+        adaptive = {} if family in ("mask2former", "sam") else TINY_ADAPTIVE
+        found[family] = Case(tester().build, tester.image_size, (tester.accel,) * 2, tester.other_size, adaptive)
     return found
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..checks import check_choice, is_count, is_number, require
 from .constants import constant
-from .functional import _autocast_off, _exact, centered, pulls
+from .functional import _autocast_off, _exact, first_least, first_rows, mean_token, pulls
 
 EXPANSIONS = ("delta", "nearest")
 
@@ -66,7 +66,8 @@ def partition_tokens(
     _check_partition(keys, count, share, rows, grid, tile)
     batch, tokens = keys.shape[:2]
     with torch.no_grad(), _autocast_off(keys):
-        x = centered(keys.detach())
+        x = keys.detach()
+        x = x - mean_token(x)
         if pulls(keys):
             return _partition_by_pulling(x, count, share, rows, grid, tile)
         if rows is None:
@@ -80,7 +81,7 @@ def partition_tokens(
         else:
             member = rows.rows
             sizes, means = rows.sizes.to(x.dtype), _means(x, rows)
-        for joined in _rounds(means.shape[1], count, share):
+        for joined in matching_rounds(means.shape[1], count, share):
             moved, sizes, means = _join(sizes, means, joined, None if tile is None else tile * tile)
             member = moved.gather(1, member)
         return TokenRegions(member.contiguous(), sizes.long())
@@ -174,7 +175,7 @@ def append_bias(query: Tensor, key: Tensor, bias: Tensor, scale: float, multiple
     return query, key
 
 
-def _rounds(regions: int, count: int, share: float) -> list[int]:
+def matching_rounds(regions: int, count: int, share: float) -> list[int]:
     """How many regions each round joins to others."""
     joined = []
     while regions > count:
@@ -232,20 +233,10 @@ def _choose(sizes: Tensor, means: Tensor, group: int) -> tuple[Tensor, Tensor]:
     cost.div_(share[:, :, ::2, None] + share[:, :, None, 1::2])
     if spare:
         cost.masked_fill_((share[:, :, None, 1::2] == 0) | (share[:, :, ::2, None] == 0), math.inf)
-    least, place = _first_least(cost)
+    least, place = first_least(cost)
     first = torch.arange(groups, device=means.device)[:, None] * group
     evens = (regions + 1) // 2
     return least.flatten(1)[:, :evens], (2 * place + 1 + first).flatten(1)[:, :evens]
-
-
-def _first_least(cost: Tensor) -> tuple[Tensor, Tensor]:
-    """The least of each row and the first place that has it.
-
-    The compiler of PyTorch 2.10 gives wrong places for `argmin` and `min` of such a sum.
-    """
-    least = cost.amin(-1, keepdim=True)
-    places = torch.arange(cost.shape[-1], dtype=torch.int32, device=cost.device)
-    return least[..., 0], torch.where(cost == least, places, cost.shape[-1] - 1).amin(-1).long()
 
 
 def _partition_by_pulling(x, count, share, rows, grid, tile) -> TokenRegions:
@@ -262,7 +253,7 @@ def _partition_by_pulling(x, count, share, rows, grid, tile) -> TokenRegions:
         regions, member = rows.sizes.shape[1], rows.rows
         order, starts = (rows.order, rows.starts) if rows.order is not None else _by_region(member, regions)
         means = _bag_means(x, order, starts)
-    for joined in _rounds(regions, count, share):
+    for joined in matching_rounds(regions, count, share):
         least, choice = _choose_by_pulling(means, starts, tile)
         number = _numbers(least, choice, joined, regions)
         member, regions = (number if member is None else number.gather(1, member)), regions - joined
@@ -287,7 +278,7 @@ def _choose_by_pulling(means: Tensor, starts: Tensor | None, tile: int | None) -
     if starts is not None:
         shares = (starts[:, 1:] - starts[:, :-1]).reciprocal()
         cost.div_(shares[:, ::2, None] + shares[:, None, 1::2])
-    return _first_least(cost) if torch.compiler.is_compiling() else cost.min(-1)
+    return first_least(cost) if torch.compiler.is_compiling() else cost.min(-1)
 
 
 def _numbers(least: Tensor, choice: Tensor, joined: int, regions: int) -> Tensor:
@@ -318,7 +309,7 @@ def _pulled_means(x: Tensor, regions: TokenRegions) -> Tensor:
 def _bag_means(x: Tensor, order: Tensor, starts: Tensor) -> Tensor:
     """Means (B, M, C) of the rows of x (B, N, C), each region by one reader; summed in float32 or better on a GPU."""
     if len(x) > 1:
-        first = constant(order, _first_rows, len(x), x.shape[1])
+        first = constant(order, first_rows, len(x), x.shape[1])[..., 0]
         order, starts = order + first, starts + first
     # The last of each image begins where it ends: an empty one.
     bags = F.embedding_bag(order.flatten(), x.flatten(0, 1), starts.flatten(), mode="mean")
@@ -331,10 +322,6 @@ def _counting(batch: int, count: int, device: torch.device) -> Tensor:
 
 def _all_but_first(batch: int, count: int, device: torch.device) -> Tensor:
     return _counting(batch, count, device).clamp(max=1)
-
-
-def _first_rows(batch: int, count: int, device: torch.device) -> Tensor:
-    return torch.arange(batch, device=device)[:, None] * count
 
 
 def _tile_places(grid: tuple[int, int], tile: int, device: torch.device) -> tuple[Tensor, Tensor]:

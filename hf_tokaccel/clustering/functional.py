@@ -28,6 +28,7 @@ from ..checks import (
     check_neighbors,
     check_window,
 )
+from .constants import constant
 from .tiling import Tiled, auto_scale, batch_index, choose_tiling, initial_labels
 
 # Up to here a plan holds a weight for every cluster: as fast as a search, and ties at the k-th weight are kept as
@@ -85,8 +86,8 @@ def cluster_tokens(
         cluster_grid: (h, w), or a single number; either side may exceed the token grid's.
         iterations: 0 returns adaptive average pooling.
         inverse_temperature: multiplies the squared distance inside the softmax. `"auto"` takes, for each image, 4
-            over the mean squared distance between its tokens and their nearest pooled centroid, so that scaling the
-            tokens does not change the assignment.
+            over the median squared distance between its tokens and their nearest pooled centroid, so that scaling the
+            tokens does not change the assignment and a few tokens of huge norm do not either.
         window: odd side, in clusters, of the square of candidates.
         keys: (B, N, K) compared in place of the tokens; the centroids still average the tokens.
 
@@ -104,16 +105,16 @@ def cluster_tokens(
         )
     values = [tokens] if keys is None else [tokens, keys]
     with _autocast_off(tokens):
-        exact = [_exact(x) for x in values]
         if iterations == 0:
-            means = [_pool(x, grid, cluster_grid) for x in exact]
+            means = [_pool(_exact(x), grid, cluster_grid) for x in values]
         else:
-            on_cpu = tokens.device.type == "cpu"
-            tiling = choose_tiling(grid, cluster_grid, window, values[-1].shape[2], iterations, on_cpu)
-            tiled = Tiled(tiling, tokens.shape[0], tokens.device, exact[-1].dtype)
-            tiles = [tiled.split(x) for x in exact]
-            weights = tiled.assign(tiles[-1].detach(), iterations, inverse_temperature)
-            means = [tiled.average(weights.to(x.dtype), x).unflatten(0, (-1, tiled.count)) for x in tiles]
+            settings = window, values[-1].shape[2], iterations, tokens.device.type == "cpu"
+            tiled = Tiled(choose_tiling(grid, cluster_grid, *settings, batch=_known_batch(tokens)), values[-1])
+            tiles = [_exact(tiled.split(x)) for x in values]
+            mean = mean_token(values[-1].detach())
+            compared = (tiled.per_image(tiles[-1].detach()) - mean[:, None]).flatten(0, 1)
+            weights, mass = tiled.assign(compared, mean, iterations, inverse_temperature)
+            means = [tiled.average(weights, mass, x) for x in tiles]
         means = [mean.to(x.dtype) for mean, x in zip(means, values, strict=True)]
     return TokenClusters(means[0], means[-1])
 
@@ -146,7 +147,7 @@ def plan_reconstruction(
         tokens: (B, N, C) just before clustering.
         centroids: (B, M, C) from `cluster_tokens`, before any later block.
         neighbors: -1 and anything above M mean all clusters.
-        inverse_temperature: multiplies the squared distance. `"auto"` takes, for each image, 4 over the mean squared
+        inverse_temperature: multiplies the squared distance. `"auto"` takes, for each image, 4 over the median squared
             distance between its tokens and their nearest centroid.
         normalization: `"l2"` divides by the Euclidean norm of the weights, as released (a token comes out scaled by up
             to sqrt(neighbors)); `"l1"` by their sum, a weighted mean.
@@ -174,31 +175,35 @@ def plan_reconstruction(
     kept = min(limit, neighbors if neighbors > 0 else count)
     with _autocast_off(tokens):
         x, s = (tokens, centroids) if keys is None else (keys, key_centroids)
-        x, s = _exact(x), _exact(s)
-        x, s = x.to(s.dtype), s.to(x.dtype)
-        norms = x.square().sum(-1, keepdim=True)
+        mean = mean_token(x.detach())
+        x, s = x - mean, s - mean
         if expansion == "nearest":
-            kept, x, s, norms = 1, x.detach(), s.detach(), norms.detach()
-        if (count <= DENSE_CLUSTERS and expansion != "nearest") or kept == count:
-            distances, indices = _all_distances(x, s), torch.arange(count, device=x.device).expand(*x.shape[:2], -1)
+            kept, x, s = 1, x.detach(), s.detach()
+        dense = (count <= DENSE_CLUSTERS and expansion != "nearest") or kept == count
+        if dense:
+            distances = _all_distances(x, s)
+            indices = constant(x, _counting, count).expand(*x.shape[:2], -1)
             if window is not None:
-                distances = distances.masked_fill(~_near(grid, cluster_grid, window, x.device), torch.inf)
+                distances = distances.masked_fill(~constant(x, _near, grid, cluster_grid, window), torch.inf)
         elif window is None:
             distances, indices = _search(x, s, kept)
         else:
             distances, indices = _search_window(x, s, kept, grid, cluster_grid, window)
         if expansion == "nearest":
             return ReconstructionPlan(indices, torch.ones_like(distances))
-        distances = (distances + norms).clamp(min=0)
-        nearest = distances.amin(-1, keepdim=True)
+        if kept < distances.shape[-1]:
+            last = _last_kept(distances.detach(), x.detach(), kept)
+            distances = distances.masked_fill(distances > last, torch.inf)
         if inverse_temperature == "auto":
-            scale = auto_scale(nearest.detach()[..., 0], norms.detach()[..., 0], x.shape[1])[:, None, None]
+            norms = x.detach().square().sum(-1)
+            scale = auto_scale(distances.detach().amin(-1) + norms, norms, mean)[:, None, None]
         else:
             scale = inverse_temperature
-        weights = torch.exp((nearest - distances) * scale)
-        if kept < weights.shape[-1]:
-            weights = weights.masked_fill(distances > _last_kept(distances.detach(), norms.detach(), kept), 0)
-        weights = F.normalize(weights, p=1 if normalization == "l1" or expansion == "delta" else 2, dim=-1)
+        if normalization == "l1" or expansion == "delta":
+            weights = (distances * -scale).softmax(-1)
+        else:
+            # The root of what sums up to one when squared; by logarithms, since a root has no slope at zero.
+            weights = ((distances * (-2 * scale)).log_softmax(-1) / 2).exp()
     return ReconstructionPlan(indices, weights, *((tokens, centroids) if expansion == "delta" else ()))
 
 
@@ -251,8 +256,10 @@ def _weighted_sum(z: Tensor, indices: Tensor, weights: Tensor) -> Tensor:
         return sum(parts)
     # Gathers and sums row by row: a hundred times faster on a CPU than a gather of (B, N, k, C') followed by a
     # product.
-    rows = (indices + torch.arange(batch, device=z.device)[:, None, None] * count).flatten(0, 1)
-    out = F.embedding_bag(rows, z.flatten(0, 1), per_sample_weights=weights.flatten(0, 1), mode="sum")
+    rows, starts = indices.flatten(), constant(z, _starts, indices[..., 0].numel(), kept)
+    if batch != 1:
+        rows = (indices + constant(z, first_rows, batch, count)).flatten()
+    out = F.embedding_bag(rows, z.flatten(0, 1), starts, per_sample_weights=weights.flatten(), mode="sum")
     return out.unflatten(0, (batch, -1))
 
 
@@ -261,13 +268,15 @@ def _all_distances(x: Tensor, s: Tensor) -> Tensor:
     return torch.baddbmm(s.square().sum(-1)[:, None], x, s.transpose(1, 2), alpha=-2)
 
 
-def _smallest(distances: Tensor, kept: int) -> tuple[Tensor, Tensor]:
+def _smallest(distances: Tensor, kept: int, on_cpu: bool) -> tuple[Tensor, Tensor]:
     """The `kept` smallest of the last dimension and their indices, in no particular order."""
     if kept == 1:
+        if torch.compiler.is_compiling():
+            return tuple(part[..., None] for part in first_least(distances))
         return distances.min(-1, keepdim=True)
     count = distances.shape[-1]
     size = next((size for size in (8, 7, 6, 5, 4) if count % size == 0 and count >= 3 * size * kept), 0)
-    if size == 0 or distances.device.type != "cpu":
+    if size == 0 or not on_cpu:
         return distances.topk(kept, largest=False, sorted=False)
     # Exact in two steps, twice as fast: the k smallest lie in the k groups with the smallest minima.
     groups = distances.detach().unflatten(-1, (-1, size)).amin(-1).topk(kept, largest=False, sorted=False)[1]
@@ -276,32 +285,44 @@ def _smallest(distances: Tensor, kept: int) -> tuple[Tensor, Tensor]:
     return values, candidates.gather(-1, positions)
 
 
-def _last_kept(distances: Tensor, norms: Tensor, kept: int) -> Tensor:
+def first_least(values: Tensor) -> tuple[Tensor, Tensor]:
+    """The least of the last dimension and the first place that has it.
+
+    The compiler of PyTorch 2.10 gives wrong places for `argmin` and `min` of sums.
+    """
+    least = values.amin(-1, keepdim=True)
+    places = torch.arange(values.shape[-1], dtype=torch.int32, device=values.device)
+    return least[..., 0], torch.where(values == least, places, values.shape[-1] - 1).amin(-1).long()
+
+
+def _last_kept(distances: Tensor, x: Tensor, kept: int) -> Tensor:
     """The k-th smallest distance plus its rounding error: equal clusters may differ by that in a matrix product."""
-    last = distances.topk(kept, largest=False)[0][..., -1:]
-    return last + 4 * torch.finfo(last.dtype).eps * (last + norms)
+    last = distances.topk(kept, largest=False, sorted=False)[0].amax(-1, keepdim=True)
+    # The token's own norm is not in the distances.
+    norms = x.square().sum(-1, keepdim=True)
+    return last + 4 * torch.finfo(last.dtype).eps * (last + 2 * norms)
 
 
 def _search(x: Tensor, s: Tensor, kept: int) -> tuple[Tensor, Tensor]:
     step = max(1, CHUNK_ELEMENTS // s.shape[1])
-    found = [_smallest(_all_distances(part, s), kept) for part in x.split(step, 1)]
+    on_cpu = x.device.type == "cpu"
+    found = [_smallest(_all_distances(part, s), kept, on_cpu) for part in x.split(step, 1)]
     return _join(found)
 
 
 def _search_window(x: Tensor, s: Tensor, kept: int, grid, cluster_grid, window: int) -> tuple[Tensor, Tensor]:
-    tiling = choose_tiling(grid, cluster_grid, window, x.shape[2], 1, x.device.type == "cpu", gram=False)
-    tiled = Tiled(tiling, x.shape[0], x.device, x.dtype)
+    on_cpu = x.device.type == "cpu"
+    settings = window, x.shape[2], 1, on_cpu, False
+    tiled = Tiled(choose_tiling(grid, cluster_grid, *settings, batch=_known_batch(x)), x)
     tables = tiled.tables
-    square = s.square().sum(-1)
     step = max(1, CHUNK_ELEMENTS // (x.shape[2] * (tiled.block + tiled.slots)))
     found = []
     for first in range(0, tiled.tiles, step):
         part = slice(first, first + step)
-        tokens, clusters = tables.tokens[part], tables.clusters[part]
-        near = tables.near[part]
-        here, there, squares = _take(x, tokens), _take(s, clusters), _take(square, clusters)
-        distances = squares[:, :, None] - 2 * (here @ there.transpose(2, 3))
-        value, index = _smallest(distances.masked_fill(~near, torch.inf), kept)
+        clusters = tables.clusters[part]
+        here, there = _take(x, tables.tokens[part]), _take(s, clusters)
+        distances = there.square().sum(-1)[:, :, None] - 2 * (here @ there.transpose(2, 3)) - tables.far[part]
+        value, index = _smallest(distances, kept, on_cpu)
         index = clusters[:, None].expand(-1, tiled.slots, -1).expand(x.shape[0], -1, -1, -1).gather(3, index)
         found.append((value.flatten(1, 2), index.flatten(1, 2)))
     values, indices = _join(found)
@@ -310,13 +331,28 @@ def _search_window(x: Tensor, s: Tensor, kept: int, grid, cluster_grid, window: 
 
 def _take(x: Tensor, table: Tensor) -> Tensor:
     """Rows of (B, N, ...) by a table; (B, *table.shape, ...). Selecting is fast in the first dimension only."""
-    index = batch_index(table, x.shape[0], x.shape[1])
+    index = table.flatten() if x.shape[0] == 1 else batch_index(table, x.shape[0], x.shape[1])
     return x.flatten(0, 1).index_select(0, index).unflatten(0, (x.shape[0], *table.shape))
 
 
 def _join(found: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    if len(found) == 1:
+        return found[0]
     values, indices = zip(*found, strict=True)
     return torch.cat(values, 1), torch.cat(indices, 1)
+
+
+def first_rows(batch: int, count: int, device: torch.device) -> Tensor:
+    """(B, 1, 1) where each image of a batch begins whose rows lie one after the other."""
+    return torch.arange(batch, device=device)[:, None, None] * count
+
+
+def _counting(count: int, device: torch.device) -> Tensor:
+    return torch.arange(count, device=device)
+
+
+def _starts(count: int, step: int, device: torch.device) -> Tensor:
+    return torch.arange(count, device=device) * step
 
 
 def _near(grid: tuple[int, int], cluster_grid: tuple[int, int], window: int, device: torch.device) -> Tensor:
@@ -337,13 +373,17 @@ def _exact(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()
 
 
-def centered(x: Tensor) -> Tensor:
-    """x (B, N, C) in float32 or better less the mean token of each image.
+def mean_token(x: Tensor) -> Tensor:
+    """(B, 1, C) in float32 or better.
 
-    Distances do not change, and a common offset would cost them most of their digits.
+    Distances do not change where it is subtracted, and a common offset would cost them most of their digits.
     """
-    exact = torch.float64 if x.dtype == torch.float64 else torch.float32
-    return x - x.mean(1, keepdim=True, dtype=exact)
+    return x.mean(1, keepdim=True, dtype=torch.float64 if x.dtype == torch.float64 else torch.float32)
+
+
+def _known_batch(x: Tensor) -> int:
+    """For the choice of tiles: graphs may be for any batch, and starting operators is cheap in them."""
+    return 8 if torch.compiler.is_compiling() or x.device.type == "cpu" else x.shape[0]
 
 
 def pulls(x: Tensor) -> bool:

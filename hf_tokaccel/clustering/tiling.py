@@ -6,8 +6,8 @@ token grid, so that the blocks of neighbouring tiles are shifted by exactly one 
 grids; tiles with fewer tokens than others are padded. A tensor over (token, cluster) pairs then has shape (B, tiles,
 slots, block).
 
-Tables are computed on the device by integer arithmetic on `arange`: nothing is cached or copied from the host, which
-keeps `torch.compile`, `torch.export`, CUDA graphs and threads out of each other's way.
+Tables are computed on the device by integer arithmetic on `arange` and never copied from the host; `constants` says
+when they are kept.
 """
 
 from __future__ import annotations
@@ -19,7 +19,10 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+
+from .constants import constant
 
 
 class Axis(NamedTuple):
@@ -44,14 +47,18 @@ class Tiling(NamedTuple):
 
 
 class Tables(NamedTuple):
-    """Index tables of a tiling; T tiles, p slots, K clusters per block."""
+    """Index tables of a tiling; T tiles, p slots, K clusters per block; rows of a batch B lie one after the other."""
 
     tokens: Tensor  # (T, p) token in a slot, clipped to the grid
-    valid: Tensor  # (T, p) whether the slot is not padding
+    valid: Tensor  # (T, p, 1) 1 where the slot is not padding, else 0
     clusters: Tensor  # (T, K) cluster of a block, clipped to the grid
-    near: Tensor  # (T, p, K) candidates of a slot
+    far: Tensor  # (T, p, K) -inf where a cluster is no candidate of a slot that is not padding, else 0
     pooling: Tensor  # (T, p, K) weights of adaptive average pooling
     slots: Tensor  # (N,) where a token lies among the T * p slots
+    token_rows: Tensor  # (B * T * p,) token of a slot
+    cluster_rows: Tensor  # (B * T * K,) cluster of a block
+    cells: Tensor  # (B * M * R,) row of B * T * K that holds a cluster, tile by tile; 0 where fewer than R do
+    starts: Tensor  # (B * M,) where a cluster begins in `cells`
 
 
 def initial_labels(size: int, clusters: int, device: torch.device) -> Tensor:
@@ -103,27 +110,50 @@ def _axis_tables(axis: Axis, device: torch.device, dtype: torch.dtype) -> tuple[
     return tokens, valid, clusters, near, pooling.to(dtype) / (last - first)[:, None], tile, slot
 
 
-def make_tables(tiling: Tiling, device: torch.device, dtype: torch.dtype) -> Tables:
+def _holders(axis: Axis, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """(M, R): tiles whose blocks hold a cluster, the place in the block, and whether there is such a tile."""
+    number = torch.arange(axis.clusters, device=device)[:, None]
+    most = -(-axis.block // axis.group) if axis.tiles > 1 else 1
+    tile = (number + axis.margin) // axis.group - torch.arange(most, device=device) if axis.tiles > 1 else 0 * number
+    place = number + axis.margin - tile * axis.group
+    return tile, place, (tile >= 0) & (tile < axis.tiles) & (place < axis.block)
+
+
+def make_tables(tiling: Tiling, batch: int, dtype: torch.dtype, device: torch.device) -> Tables:
     """Index tables of the tiles in row-major order; slots and blocks are row-major as well."""
     rows, cols = tiling.rows, tiling.cols
     y, x = _axis_tables(rows, device, dtype), _axis_tables(cols, device, dtype)
     tiles, slots, block = rows.tiles * cols.tiles, rows.slots * cols.slots, rows.block * cols.block
 
-    def pair(combine: Callable[[Tensor, Tensor], Tensor], i: int, *shape: int) -> Tensor:
+    def pair(combine: Callable[[Tensor, Tensor], Tensor], left: Tensor, right: Tensor, *shape: int) -> Tensor:
         # (Ty, a[, b]) and (Tx, c[, d]) meet as (Ty, Tx, a, c[, b, d]).
-        left, right = (y[i][:, None, :, None], x[i][None, :, None])
-        if y[i].dim() == 3:
+        deep = left.dim() == 3
+        left, right = left[:, None, :, None], right[None, :, None]
+        if deep:
             left, right = left[:, :, :, :, :, None], right[:, :, :, :, None]
         return combine(left, right).reshape(shape)
 
+    tokens = pair(lambda a, b: a * cols.size + b, y[0], x[0], tiles, slots)
+    valid = pair(torch.logical_and, y[1], x[1], tiles, slots, 1)
+    clusters = pair(lambda a, b: a * cols.clusters + b, y[2], x[2], tiles, block)
+    near = pair(torch.logical_and, y[3], x[3], tiles, slots, block)
     tile = y[5][:, None] * cols.tiles + x[5]
+    # Cell 0 is outside of the grid wherever a cluster lies in more than one tile: none needs it.
+    (ty, py, held_y), (tx, px, held_x) = _holders(rows, device), _holders(cols, device)
+    cells = pair(lambda a, b: a * cols.tiles + b, ty, tx, -1, ty.shape[1] * tx.shape[1])
+    cells = cells * block + pair(lambda a, b: a * cols.block + b, py, px, *cells.shape)
+    held = pair(torch.logical_and, held_y, held_x, *cells.shape).expand(batch, -1, -1)
     return Tables(
-        pair(lambda a, b: a * cols.size + b, 0, tiles, slots),
-        pair(torch.logical_and, 1, tiles, slots),
-        pair(lambda a, b: a * cols.clusters + b, 2, tiles, block),
-        pair(torch.logical_and, 3, tiles, slots, block),
-        pair(torch.mul, 4, tiles, slots, block),
+        tokens,
+        valid.to(dtype),
+        clusters,
+        torch.zeros(near.shape, dtype=dtype, device=device).masked_fill(valid & ~near, -torch.inf),
+        pair(torch.mul, y[4], x[4], tiles, slots, block),
         ((tile * rows.slots + y[6][:, None]) * cols.slots + x[6]).flatten(),
+        batch_index(tokens, batch, rows.size * cols.size),
+        batch_index(clusters, batch, rows.clusters * cols.clusters),
+        batch_index(cells, batch, tiles * block).masked_fill(~held.flatten(), 0),
+        torch.arange(batch * len(cells), device=device) * cells.shape[1],
     )
 
 
@@ -132,8 +162,27 @@ def _reach(axis: Axis) -> int:
     return min(-(-axis.block // axis.group), axis.tiles) - 1
 
 
-def _cost(rows: Axis, cols: Axis, channels: int, iterations: int, gram: bool, launch: float) -> float:
-    """Multiply-adds of a clustering, small products counted as if 16 larger: fitted to CPU timings."""
+def _cost_on_gpu(tiling: Tiling, channels: int, iterations: int, batch: int) -> float:
+    """Multiply-adds of a clustering on a GPU, estimated: nothing was measured.
+
+    One launch of 4 µs takes as long as 1e8 of them. What is written for every cell of a block, five times read or
+    written again in an iteration, takes as long as 200.
+    """
+    rows, cols = tiling.rows, tiling.cols
+    tiles, slots, block = rows.tiles * cols.tiles, rows.slots * cols.slots, rows.block * cols.block
+    mean = tiles * slots * block * channels
+    if tiling.gram:
+        return batch * (tiles * slots * slots * (channels + iterations * block) + mean) + iterations * 14e8
+    return batch * iterations * (2 * mean + 200 * tiles * block * channels) + iterations * 9e8
+
+
+def _cost(tiling: Tiling, channels: int, iterations: int) -> float:
+    """Multiply-adds of a clustering on a CPU, small products counted as if 16 larger: fitted to timings.
+
+    Starting an operator costs as much as 1e6 on one core.
+    """
+    rows, cols, gram = tiling
+    launch = 1e6
     slots, block = rows.slots * cols.slots, rows.block * cols.block
     total = rows.tiles * cols.tiles * slots
     small = 1 + 16 / slots
@@ -155,15 +204,18 @@ def _choose(
     iterations: int,
     on_cpu: bool,
     gram: bool,
+    batch: int,
 ) -> Tiling:
-    # Starting an operator costs as much as 1e6 multiply-adds on one core, about 1e8 on a GPU.
-    launch = 1e6 if on_cpu else 1e8
     axes = [
         [make_axis(size, count, window // 2, group) for group in sorted({*range(1, min(count, 16) + 1), count})]
         for size, count in zip(grid, clusters, strict=True)
     ]
     options = [Tiling(r, c, g) for r in axes[0] for c in axes[1] for g in ((False, True) if gram else (False,))]
-    return min(options, key=lambda t: _cost(t.rows, t.cols, channels, iterations, t.gram, launch))
+    if on_cpu:
+        return min(options, key=lambda t: _cost(t, channels, iterations))
+    # Between tiles, products of tokens with tokens take too many launches.
+    options = [t for t in options if not t.gram or t.rows.tiles * t.cols.tiles == 1]
+    return min(options, key=lambda t: _cost_on_gpu(t, channels, iterations, batch))
 
 
 @torch.compiler.assume_constant_result  # keeps the search and its cache out of traced graphs
@@ -175,9 +227,14 @@ def choose_tiling(
     iterations: int,
     on_cpu: bool,
     gram: bool = True,
+    batch: int = 1,
 ) -> Tiling:
-    """The cheapest tiling by an operation count; static, so the choice never depends on the data or the batch."""
-    return _choose(tuple(grid), tuple(cluster_grid), window, channels, iterations, on_cpu, gram)
+    """The cheapest tiling by an operation count; static, so the choice never depends on the data.
+
+    Args:
+        batch: grids that are clustered at once, which matters on a GPU only.
+    """
+    return _choose(tuple(grid), tuple(cluster_grid), window, channels, iterations, on_cpu, gram, batch)
 
 
 def batch_index(index: Tensor, batch: int, stride: int) -> Tensor:
@@ -186,88 +243,152 @@ def batch_index(index: Tensor, batch: int, stride: int) -> Tensor:
 
 
 class Tiled:
-    """Tokens laid out in tiles, with the gathers and sums between tiles and the cluster grid."""
+    """Tokens laid out in tiles, with the gathers and sums between tiles and the cluster grid.
 
-    def __init__(self, tiling: Tiling, batch: int, device: torch.device, dtype: torch.dtype):
-        self.tiling, self.batch = tiling, batch
-        self.tables = make_tables(tiling, device, dtype)
-        self.tiles, self.slots, self.block = self.tables.near.shape
+    Args:
+        like: (B, N, C) of the device and dtype of what is computed, or of half its precision.
+    """
+
+    def __init__(self, tiling: Tiling, like: Tensor):
+        self.tiling, self.batch = tiling, like.shape[0]
+        dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
+        self.tables: Tables = constant(like, make_tables, tiling, self.batch, dtype)
+        self.tiles, self.slots, self.block = self.tables.far.shape
         self.count = tiling.rows.clusters * tiling.cols.clusters
         self.padded = self.tiles * self.slots != self.tables.slots.shape[0]
-        self.clusters = batch_index(self.tables.clusters, batch, self.count)
 
     def split(self, x: Tensor) -> Tensor:
         """(B, N, C) to (B * T, p, C)."""
         if self.tiles == 1:
             return x
-        index = batch_index(self.tables.tokens, self.batch, x.shape[1])
-        return x.flatten(0, 1).index_select(0, index).unflatten(0, (-1, self.slots))
+        return x.flatten(0, 1).index_select(0, self.tables.token_rows).unflatten(0, (-1, self.slots))
+
+    def without_padding(self, weights: Tensor) -> Tensor:
+        """Weights (B * T, p, K) that are 0 where a slot is padding."""
+        return (self.per_image(weights) * self.tables.valid).flatten(0, 1) if self.padded else weights
 
     def gather(self, values: Tensor) -> Tensor:
         """(B * M, ...) to (B * T, K, ...): what every tile's block holds."""
         if self.tiles > 1:
-            values = values.index_select(0, self.clusters)
+            values = values.index_select(0, self.tables.cluster_rows)
         return values.unflatten(0, (-1, self.block))
 
     def sum(self, values: Tensor) -> Tensor:
-        """(B * T, K, ...) to (B * M, ...): the adjoint of `gather`."""
+        """(B * T, K[, C]) to (B * M[, C]): the adjoint of `gather`."""
         values = values.flatten(0, 1)
         if self.tiles == 1:
             return values
+        if values.dim() == 2 and not torch.compiler.is_exporting():
+            # Each cluster adds up the tiles that hold it, in their order; the other form does so in any on a GPU.
+            shared = self.tables.cells.shape != self.tables.starts.shape
+            padding = 0 if shared else None
+            return F.embedding_bag(self.tables.cells, values, self.tables.starts, mode="sum", padding_idx=padding)
         total = values.new_zeros((self.batch * self.count, *values.shape[1:]))
-        return total.index_add(0, self.clusters, values)
+        return total.index_add(0, self.tables.cluster_rows, values)
 
-    def average(self, weights: Tensor, x: Tensor) -> Tensor:
-        """Weighted sums (B * M, C) of tiled tokens (B * T, p, C)."""
-        return self.sum(weights.transpose(1, 2) @ x)
+    def per_image(self, x: Tensor) -> Tensor:
+        """(B * T, ...) to (B, T, ...)."""
+        return x.unflatten(0, (self.batch, self.tiles))
 
-    def assign(self, x: Tensor, iterations: int, inverse_temperature: float | str) -> Tensor:
-        """Iterate the soft assignment of tiled tokens `x`; the last one, normalised per cluster, (B * T, p, K)."""
-        shape = (-1, self.tiles, self.slots, self.block)
-        products = _gram_products(self, x) if self.tiling.gram else _direct_products(self, x)
+    def average(self, weights: Tensor, mass: Tensor, x: Tensor) -> Tensor:
+        """Weighted means (B, M, C) of tiled tokens (B * T, p, C); `mass` (B * M, 1) is what the weights sum up to."""
+        total = self.sum(weights.to(x.dtype).transpose(1, 2) @ x)
+        return (total / mass.to(x.dtype).clamp(min=1e-16)).unflatten(0, (self.batch, self.count))
+
+    def assign(self, x: Tensor, mean: Tensor, iterations: int, temperature: float | str) -> tuple[Tensor, Tensor]:
+        """Iterate the soft assignment; the last one (B * T, p, K), and what its weights sum up to (B * M, 1).
+
+        Args:
+            x: (B * T, p, C) tiled tokens less `mean`, the mean token (B, 1, C) of each image.
+        """
+        scores = (_gram_scores if self.tiling.gram else _direct_scores)(self, x, mean)
         weights = self.tables.pooling.expand(self.batch, -1, -1, -1).flatten(0, 1)
-        far, padding = ~self.tables.near, ~self.tables.valid[:, :, None]
-        scale: float | Tensor = 0.0 if inverse_temperature == "auto" else inverse_temperature
         for step in range(iterations):
-            cross, square = products(weights)
-            # The token's own norm is the same for all its clusters: the softmax does not see it.
-            score = (2 * cross - square).view(shape)
-            if step == 0 and inverse_temperature == "auto":
-                norms = x.square().sum(-1).view(-1, self.tiles, self.slots)
-                nearest = (norms - score.masked_fill(far, -torch.inf).amax(-1)).clamp(min=0)
-                nearest, norms = (v.masked_fill(padding[..., 0], 0).flatten(1) for v in (nearest, norms))
-                scale = auto_scale(nearest, norms, self.tables.slots.shape[0])[:, None, None, None]
-            weights = (score * scale).masked_fill(far, -torch.inf).softmax(-1)
-            if self.padded:
-                weights = weights.masked_fill(padding, 0)  # also turns the NaN of a row without candidates into 0
-            weights = weights.flatten(0, 1)
-            weights = weights / self.gather(self.sum(weights.sum(1)).clamp(min=1e-16))[:, None]
-        return weights
+            score = scores(weights, 1.0 if temperature == "auto" else temperature)
+            if temperature == "auto":
+                if step == 0:
+                    rate = self._auto_rate(x, mean, score)
+                score = self.per_image(score).mul(rate).flatten(0, 1)
+            weights = score.softmax(-1)
+        weights = self.without_padding(weights)
+        return weights, self.sum(weights.sum(1)[..., None])
+
+    def _auto_rate(self, x: Tensor, mean: Tensor, score: Tensor) -> Tensor:
+        norms = torch.linalg.vector_norm(x, dim=-1).square()
+        nearest = norms - score.amax(-1)
+        slots = self.tables.slots
+        nearest, norms = (self.per_image(v).flatten(1).index_select(1, slots) for v in (nearest, norms))
+        return auto_scale(nearest, norms, mean)[:, None, None, None]
 
 
 # Of 1, 2, 4, 8 and 16 none brings outputs nearer to the dense model's on both tasks of `python -m benchmarks.ideas`.
 SHARPNESS = 4.0
 
 
-def auto_scale(nearest: Tensor, norms: Tensor, count: int) -> Tensor:
-    """`inverse_temperature="auto"`: 4 over the mean squared distance to the nearest centroid, per image (B,).
+def auto_scale(nearest: Tensor, norms: Tensor, mean: Tensor) -> Tensor:
+    """`inverse_temperature="auto"`: 4 over the median squared distance to the nearest centroid, per image (B,).
 
-    The floor is what float32 resolves of a squared distance between tokens of this norm, so that constant images stay
-    finite.
+    The median is over the tokens whose distance is more than what rounding leaves, which those of a padded border are
+    not; so neither these nor a few tokens of huge norm have a say in it.
+
+    Args:
+        nearest: (B, N) squared distances.
+        norms: (B, N) squared norms of the tokens less the mean token.
+        mean: (B, 1, C) mean token.
     """
-    floor = norms.sum(1) * (1e-6 / count) + SHARPNESS * torch.finfo(norms.dtype).tiny
-    return SHARPNESS / torch.maximum(nearest.sum(1) / count, floor)
+    unresolved = nearest <= norms * (8 * torch.finfo(norms.dtype).eps)
+    resolved = nearest.masked_fill(unresolved, 0).sort(dim=1, descending=True).values
+    middle = (resolved > 0).sum(1, keepdim=True) >> 1
+    median = resolved.gather(1, middle)[:, 0]
+    # Far below what float32 resolves: it keeps images finite that are constant, or as good as that.
+    offset = torch.linalg.vector_norm(mean, dim=(1, 2))
+    floor = 1e-13 * torch.addcmul(norms.mean(1), offset, offset)
+    return SHARPNESS / torch.maximum(median, floor).clamp(min=SHARPNESS * torch.finfo(norms.dtype).tiny)
 
 
-def _direct_products(tiled: Tiled, x: Tensor) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
-    """x.s and |s|^2 from the centroids themselves: cheapest where many tokens share a cluster."""
+Scores = Callable[[Tensor, float], Tensor]
+"""From weights (B * T, p, K) and a factor: minus the squared distances times it, less what is the same for all K."""
 
-    def products(weights: Tensor) -> tuple[Tensor, Tensor]:
-        centroids = tiled.average(weights, x)
-        cross = x @ tiled.gather(centroids).transpose(1, 2)
-        return cross, tiled.gather(centroids.square().sum(-1))[:, None]
 
-    return products
+def _direct_scores(tiled: Tiled, x: Tensor, mean: Tensor) -> Scores:
+    """From the centroids themselves: cheapest where many tokens share a cluster, and few launches."""
+    tables, width = tiled.tables, x.shape[2]
+    # A further column sums up the weights; four of them keep rows aligned.
+    valid = tables.valid.expand(tiled.batch, -1, -1, 4).flatten(0, 1)
+    wide = torch.cat((x, valid), 2)
+    if tiled.padded:
+        wide.mul_(valid[..., :1])
+    # A cluster without tokens lies at zero as released: as if a token of hardly any weight were there.
+    zero = F.pad(mean, (0, 4), value=-1.0) * -1e-16
+
+    def scores(weights: Tensor, scale: float) -> Tensor:
+        total = tiled.sum(weights.transpose(1, 2) @ wide).unflatten(0, (tiled.batch, -1)) + zero
+        centroids = tiled.gather((total[..., :width] / total[..., width : width + 1]).flatten(0, 1))
+        norms = tiled.per_image(torch.linalg.vector_norm(centroids, dim=-1))[:, :, None]
+        # The token's own norm is the same for all its clusters: the softmax does not see it.
+        score = torch.addcmul(tables.far, norms, norms, value=-scale).flatten(0, 1)
+        return score.baddbmm_(x, centroids.transpose(1, 2), alpha=2 * scale)
+
+    return scores
+
+
+def _gram_scores(tiled: Tiled, x: Tensor, mean: Tensor) -> Scores:
+    """Without centroids: products with these are weighted sums of products between tokens."""
+    products = _gram_products(tiled, x)
+    # Minus the squared distance to zero, where a cluster without tokens lies as released.
+    shifted = tiled.per_image(x) @ mean[:, None].transpose(2, 3)
+    to_zero = -(2 * shifted + mean.square().sum(-1)[:, None, :, None])
+
+    def scores(weights: Tensor, scale: float) -> Tensor:
+        weights = tiled.without_padding(weights)
+        mass = tiled.sum(weights.sum(1))
+        weights = weights / tiled.gather(mass.clamp(min=1e-16))[:, None]
+        cross, square = products(weights)
+        score = tiled.per_image(2 * cross - square)
+        empty = tiled.per_image(tiled.gather(mass < 1e-16))[:, :, None]
+        return torch.where(empty, to_zero, score).mul(scale).add(tiled.tables.far).flatten(0, 1)
+
+    return scores
 
 
 def _gram_products(tiled: Tiled, x: Tensor) -> Callable[[Tensor], tuple[Tensor, Tensor]]:

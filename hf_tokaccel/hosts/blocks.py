@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ..clustering.adaptive import matching_rounds
 from ..settings.clustering import TokenClusteringConfig
 
 Grid = tuple[int, int]
@@ -96,6 +97,17 @@ class Encoder:
     def accelerated(self, setting: TokenClusteringConfig) -> float:
         """FLOPs with a setting, without clustering and reconstruction themselves."""
         return sum(block.flops(shape) for block, shape in zip(self.blocks, self.clusters(setting), strict=True))
+
+    def matching(self, setting: TokenClusteringConfig) -> float:
+        """FLOPs of the distances that adaptive clusters are chosen by."""
+        block = self.blocks[setting.starts[0]]
+        left, total = block.grid[0] * block.grid[1], 0
+        group = None if setting.tile is None else setting.tile**2
+        for count in setting.counts(left):
+            for joined in matching_rounds(left, count, setting.round_share):
+                total += left * min(left, group or left) // 4
+                left -= joined
+        return 2 * total * block.width * block.units
 
     def span_of(self, after: int) -> tuple[int, int]:
         return next(span for span in self.spans if span[0] <= after < span[1])

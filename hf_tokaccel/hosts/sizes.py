@@ -37,13 +37,21 @@ class ClusterInputs(NamedTuple):
     """(B, keys) token whose relative positions each key has."""
 
 
+class _AmbientInputs(CompileableContextVar):
+    """Dynamo of PyTorch 2.11 cannot trace `ContextVar.get`, which the base calls where nothing was set before."""
+
+    def get(self) -> ClusterInputs | None:
+        return self.global_var if torch.compiler.is_compiling() else super().get()
+
+
 # Those of the block that runs, in this thread.
-_ambient_inputs = CompileableContextVar("tokaccel_inputs")
+_ambient_inputs = _AmbientInputs("tokaccel_inputs")
 
 
 @contextmanager
-def inputs_of_clusters(inputs: ClusterInputs | None) -> Iterator[None]:
-    """The modules of a host that are called inside find these inputs."""
+def inputs_of_clusters(bias: Tensor | None = None, places: Tensor | None = None) -> Iterator[None]:
+    """The modules of a host that are called inside find these inputs; see `ClusterInputs`."""
+    inputs = None if bias is None and places is None else ClusterInputs(bias, places)
     before = _ambient_inputs.get()
     token = _ambient_inputs.set(inputs)
     try:
@@ -100,7 +108,7 @@ def sized_attention(
     bias, config = current_inputs().bias, module.config
     name = config.host_config._attn_implementation
     attend = config.eager if name == "eager" else ALL_ATTENTION_FUNCTIONS[name]
-    with inputs_of_clusters(None):
+    with inputs_of_clusters():
         if "flash" in name:
             return _attend_with_feature(attend, module, query, key, value, attention_mask, bias, kwargs)
         if name not in _MASKED:

@@ -33,6 +33,11 @@ class ClusterObservation:
     clusters: GridClusters | AdaptiveClusters
     layout: TokenLayout
 
+    @property
+    def cluster_grid(self) -> tuple[int, int]:
+        """(h, w) of the clusters; (1, M) of adaptive ones."""
+        return self.clusters.shape
+
     def labels(self) -> Tensor:
         """(B, H, W) index of the nearest cluster of each token, row-major over the cluster grid if there is one.
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from .sizes import ClusterInputs, inputs_of_clusters
+from .sizes import inputs_of_clusters
 from .track import ambient_track
 
 _OWN = ("accel_index", "accel_norm", "accel_ambient")
@@ -45,23 +45,27 @@ class TrackedBlock:
         states, *args = args
         states = track.before_layer(self.accel_index, states, self._normalize)
         args, kwargs = track.block_inputs(track, tuple(args), kwargs)
-        if track.clustered:
-            places = kwargs.pop("accel_places", None)
-            kwargs = {**kwargs, "accel_inputs": ClusterInputs(track.bias, places)}
+        if track.clustered and track.bias is not None:
+            kwargs = {**kwargs, "accel_bias": track.bias}
         output = super().__call__(states, *args, **kwargs)
         if isinstance(output, tuple):
             return track.after_layer(self.accel_index, output[0]), *output[1:]
         return track.after_layer(self.accel_index, output)
 
     def forward(
-        self, *args: Any, accel_inputs: ClusterInputs | None = None, accel_norm_of: bool = False, **kwargs: Any
+        self,
+        *args: Any,
+        accel_bias: Tensor | None = None,
+        accel_places: Tensor | None = None,
+        accel_norm_of: bool = False,
+        **kwargs: Any,
     ) -> Any:
         """What gradient checkpointing repeats: what clusters need arrives as an input, so it is there again."""
         if accel_norm_of:
             return getattr(self, self.accel_norm)(*args)
-        if accel_inputs is None:
+        if accel_bias is None and accel_places is None:
             return super().forward(*args, **kwargs)
-        with inputs_of_clusters(accel_inputs):
+        with inputs_of_clusters(accel_bias, accel_places):
             return super().forward(*args, **kwargs)
 
     def _normalize(self, tokens: Tensor) -> Tensor:

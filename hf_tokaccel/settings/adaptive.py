@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from .clustering import TokenClusteringConfig
 
 # What decides how a grid of clusters is made and left, and what adaptive clusters have in its place.
-_GRID_ONLY = ("iterations", "inverse_temperature", "window", "neighbors", "neighbor_window", "normalization")
+GRID_ONLY = ("iterations", "inverse_temperature", "window", "neighbors", "neighbor_window", "normalization")
 _ADAPTIVE_ONLY = ("round_share", "tile")
 
 
@@ -36,7 +36,7 @@ def check_clusters(setting: TokenClusteringConfig) -> None:
         _refuse_changed(setting, _ADAPTIVE_ONLY, "for a grid of clusters")
     else:
         _check_counts(clusters, after)
-        _refuse_changed(setting, _GRID_ONLY, "for adaptive clusters, which have no grid")
+        _refuse_changed(setting, GRID_ONLY, "for adaptive clusters, which have no grid")
         expansion = setting.expansion
         allowed = "None, 'delta' or 'nearest' for adaptive clusters, where a token belongs to one"
         require(expansion != "soft", "expansion", expansion, allowed, "delta")

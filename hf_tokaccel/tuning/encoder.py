@@ -109,11 +109,21 @@ def _clustered_span(encoder: Encoder, until: Any) -> tuple[int, int]:
     return start, min(end, until) if isinstance(until, int) and until > start else end
 
 
-def unreachable(encoder: Encoder, image_size: int | Grid, speedup: float, until: int | None) -> UserError:
-    """The error for a ratio that no schedule reaches: it says the best that one does."""
+def unreachable(
+    encoder: Encoder, image_size: int | Grid, speedup: float, until: int | None, rest: float = 0
+) -> UserError:
+    """The error for a ratio that no schedule reaches: it says the best that one does.
+
+    Args:
+        encoder: of the model.
+        image_size: in pixels.
+        speedup: that was asked for.
+        until: `reconstruct_after`.
+        rest: FLOPs of the model outside of the encoder's blocks.
+    """
     start, end = _clustered_span(encoder, until)
     ratios = [
-        (encoder.flops / encoder.clustered(after, grid, end), after, grid)
+        ((rest + encoder.flops) / (rest + encoder.clustered(after, grid, end)), after, grid)
         for after in range(start, end)
         for grid in encoder.grids(after)
     ]
@@ -121,6 +131,7 @@ def unreachable(encoder: Encoder, image_size: int | Grid, speedup: float, until:
     at_best = "none" if best <= 1 else f"cluster_after={after}, cluster_grid={grid}"
     best = max(best, 1.0)
     return UserError(
-        f"speedup={speedup} cannot be reached at image size {image_size}: the best that the FLOPs of the encoder "
-        f"allow is {int(best * 100) / 100} ({at_best}); for example speedup={max(1.01, round(best**0.5, 2))}."
+        f"speedup={speedup} cannot be reached at image size {image_size}: the best that the FLOPs of the "
+        f"{'model' if rest else 'encoder'} allow is {int(best * 100) / 100} ({at_best}); for example "
+        f"speedup={max(1.01, round(best**0.5, 2))}."
     )

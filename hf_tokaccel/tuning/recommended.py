@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from transformers import PreTrainedConfig
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..auto import accelerate_config
+from ..checks import as_pair
 from ..hosts.blocks import Encoder, Grid
 from ..hosts.config import family_of
+from ..settings.adaptive import GRID_ONLY
 from ..settings.clustering import TokenClusteringConfig
 from .encoder import check_speedup, choose_schedule, describe_encoder, find_head, unreachable
 from .released import check_fields
+from .whole import whole_flops
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """What a recommended setting is made of.
+    """What a recommended setting on a grid is made of.
 
     Attributes:
         fields: of the setting.
@@ -35,26 +40,48 @@ class Recipe:
     decodes: bool = False
 
 
-# What did best on the reference models: docs/quality.md and docs/method_search.md. A last block at full resolution is
-# not worth its cost there, most clearly on depth.
+@dataclass(frozen=True)
+class AdaptiveRecipe:
+    """What a recommended setting of adaptive clusters is made of.
+
+    Attributes:
+        fields: of the setting.
+        steps: where they come in the clustered span, as shares of its blocks; each leaves the same share of clusters.
+        most: tokens that are matched all with all; more are matched in tiles.
+        tile: side of these.
+    """
+
+    fields: dict[str, Any]
+    steps: tuple[float, ...]
+    most: int = 4096
+    tile: int = 16
+
+
+# What did best on the reference models, among grids: docs/quality.md and docs/method_search.md. A last block at full
+# resolution is not worth its cost there, most clearly on depth.
 RECIPE = Recipe(fields={"expansion": "delta", "similarity_on": "normalized"}, last_blocks=0, share=(0.45, 0.8))
+# What did best on a real checkpoint: docs/pretrained.md. With several steps one round each is enough.
+ADAPTIVE = AdaptiveRecipe(fields={"round_share": 0.5}, steps=(1 / 12, 3 / 12, 5 / 12, 7 / 12, 9 / 12))
 SPEEDUP = 1.5
 
 
 def recommended(
-    config: PreTrainedConfig, image_size: int | Grid, speedup: float = SPEEDUP, **overrides: Any
+    model: PreTrainedModel | PreTrainedConfig,
+    image_size: int | Grid | None = None,
+    speedup: float = SPEEDUP,
+    **overrides: Any,
 ) -> TokenClusteringConfig:
-    """The setting that did best so far for a ratio of FLOPs, from arithmetic alone as in `for_speedup`.
+    """The setting that did best so far for a ratio of FLOPs, from arithmetic alone.
 
-    Clusters carry their change back to the tokens (`expansion="delta"`), tokens are compared after the next
-    LayerNorm where blocks have one before attention, and clusters are many and made early rather than few and
-    late. From 1.7 times the speed on the blocks of Segmenter's decoder run on the clusters too. See
-    docs/quality.md.
+    Where a model can run on clusters of free shape, these are adaptive clusters in several steps; else a grid of
+    clusters that carry their change back to the tokens (`expansion="delta"`). See docs/pretrained.md and
+    docs/quality.md. A field that only a grid has, such as `neighbors`, chooses a grid.
 
     Args:
-        config: of the model, native or accelerated.
-        image_size: side or (height, width) in pixels.
-        speedup: dense over clustered FLOPs of the encoder, above 1, blocks at full resolution included.
+        model: a supported model, native or accelerated, or its configuration.
+        image_size: side or (height, width) in pixels; None takes the configuration's.
+        speedup: dense over clustered FLOPs of the whole model, above 1, for one image; of models that need texts too,
+            of their vision encoder's blocks. Heads and decoders are not accelerated, so their share limits it.
         overrides: fields that differ; `reconstruct_after` is one.
 
     Raises:
@@ -62,22 +89,55 @@ def recommended(
             says the best that can.
     """
     check_speedup("recommended", speedup, check_fields(overrides))
-    encoder = describe_encoder(config, image_size)
-    setting = recommend(encoder, recipe_for(config), speedup, overrides)
+    config = getattr(model, "config", model)
+    size = own_image_size(config) if image_size is None else as_pair(image_size)
+    encoder, recipe = describe_encoder(config, size), recipe_for(config, overrides)
+    whole = whole_flops(_with_class(config, model), size) or encoder.flops
+    rest = whole - encoder.flops
+    left = whole / speedup - rest
+    setting = None if left <= 0 else recommend(encoder, recipe, encoder.flops / left, overrides)
     if setting is None:
-        raise unreachable(encoder, image_size, speedup, overrides.get("reconstruct_after"))
-    accelerate_config(config, setting, image_size)  # an override that does not fit is told now
+        raise unreachable(encoder, size, speedup, overrides.get("reconstruct_after"), rest)
+    accelerate_config(config, setting, size)  # an override that does not fit is told now
     return setting
 
 
-def recipe_for(config: PreTrainedConfig) -> Recipe:
-    """The recipe as far as it makes sense for a model.
+def own_image_size(config: PreTrainedConfig) -> Grid:
+    """(height, width) in pixels that a configuration names.
+
+    Raises:
+        ValueError: when it names none.
+    """
+    host = find_head(config).accel_host()
+    size = getattr(host, "image_size", None) or getattr(config, "image_size", None)
+    if size is None:
+        raise ValueError(
+            f"image_size=None is not valid: the configuration of {config.model_type!r} names no image size; give the "
+            "one that your images have, for example image_size=512."
+        )
+    return as_pair(size)
+
+
+def _with_class(config: PreTrainedConfig, model: Any) -> PreTrainedConfig:
+    """The configuration with the class of a model in `architectures`, so that its head counts."""
+    if model is config:
+        return config
+    config = copy.copy(config)
+    config.architectures = [type(model).__name__]
+    return config
+
+
+def recipe_for(config: PreTrainedConfig, overrides: Collection[str] = ()) -> Recipe | AdaptiveRecipe:
+    """The recipe as far as it makes sense for a model, with these fields chosen already.
 
     Where blocks have no LayerNorm before attention, tokens are compared as they are. Classification reads no map of
     features, so nothing is gained by a last block at full resolution.
     """
     head = find_head(config)
-    family = family_of(head.accel_host())
+    host = head.accel_host()
+    family = family_of(host)
+    if family.accel_adaptive(host) and not set(overrides) & set(GRID_ONLY):
+        return ADAPTIVE
     chosen = dict(RECIPE.fields)
     if chosen.get("similarity_on", "tokens") not in family.accel_similarities:
         chosen["similarity_on"] = family.accel_similarities[0]
@@ -87,12 +147,48 @@ def recipe_for(config: PreTrainedConfig) -> Recipe:
 
 
 def recommend(
+    encoder: Encoder, recipe: Recipe | AdaptiveRecipe, speedup: float, overrides: dict[str, Any]
+) -> TokenClusteringConfig | None:
+    """The setting of a recipe for a ratio of the FLOPs of an encoder's blocks; None where it cannot be reached."""
+    if isinstance(recipe, AdaptiveRecipe):
+        return _recommend_adaptive(encoder, recipe, speedup, overrides)
+    return _recommend_grid(encoder, recipe, speedup, overrides)
+
+
+def _recommend_adaptive(
+    encoder: Encoder, recipe: AdaptiveRecipe, speedup: float, overrides: dict[str, Any]
+) -> TokenClusteringConfig | None:
+    """Each step leaves the same share, the largest with which the ratio is reached."""
+    start, end = encoder.longest()
+    end = min(end, overrides.get("reconstruct_after") or end)
+    starts = sorted({min(end - 1, start + max(1, round(step * (end - start)))) for step in recipe.steps})
+    height, width = encoder.blocks[start].grid
+    tile = recipe.tile if height * width > recipe.most else None
+    fields = {"tile": tile, **recipe.fields, **overrides}
+
+    def leaving(share: float) -> TokenClusteringConfig:
+        shares = tuple(max(round(share ** (step + 1), 4), 1e-4) for step in range(len(starts)))
+        return TokenClusteringConfig(cluster_after=tuple(starts), clusters=shares, **fields)
+
+    def cost(share: float) -> float:
+        setting = leaving(share)
+        return encoder.accelerated(setting) + encoder.matching(setting)
+
+    low, high = 0.3, 0.999
+    if encoder.flops < speedup * cost(low):
+        return None
+    for _ in range(20):
+        middle = (low + high) / 2
+        low, high = (middle, high) if encoder.flops >= speedup * cost(middle) else (low, middle)
+    return leaving(low)
+
+
+def _recommend_grid(
     encoder: Encoder, recipe: Recipe, speedup: float, overrides: dict[str, Any]
 ) -> TokenClusteringConfig | None:
-    """The setting of a recipe for a ratio of the FLOPs of an encoder; None where it cannot be reached.
+    """Of the last blocks as many are left at full resolution as the recipe says and the ratio allows.
 
-    Of the last blocks as many are left at full resolution as the recipe says and the ratio allows; none at bold ratios
-    and where a decoder runs on the clusters.
+    None are at bold ratios and where a decoder runs on the clusters.
     """
     start, end = encoder.longest()
     bold = speedup >= recipe.bold
@@ -128,5 +224,7 @@ class Recommended:
         # Before a model is loaded.
         check_speedup("recommended", self.speedup, check_fields(self.overrides))
 
-    def resolve(self, config: PreTrainedConfig, image_size: int | Grid) -> TokenClusteringConfig:
-        return recommended(config, image_size, self.speedup, **self.overrides)
+    def resolve(
+        self, model: PreTrainedModel | PreTrainedConfig, image_size: int | Grid | None
+    ) -> TokenClusteringConfig:
+        return recommended(model, image_size, self.speedup, **self.overrides)

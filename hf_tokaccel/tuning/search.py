@@ -213,14 +213,14 @@ class Search:
                 yield replace(setting, expansion=value, normalization="l1", decode_clusters=False)
 
     def _auto_scale(self, setting: TokenClusteringConfig) -> float:
-        """What `"auto"` multiplies distances by, about: 4 over the mean squared distance to the own cluster."""
+        """What `"auto"` multiplies distances by, about: 4 over the median squared distance to the own cluster."""
         from ..hosts.track import observe_clusters
 
         with torch.inference_mode(), observe_clusters() as seen:
             accelerate(self.model, setting, self.size)(**self.batches[0])
         keys = seen[0].keys.float()
         centroids = seen[0].clusters.key_centroids.float()
-        return SHARPNESS / max(torch.cdist(keys, centroids).min(-1).values.square().mean().item(), 1e-30)
+        return SHARPNESS / max(torch.cdist(keys, centroids).min(-1).values.square().median().item(), 1e-30)
 
     def speeds(self, settings: Sequence[TokenClusteringConfig], rounds: int) -> list[float]:
         """Measured speed relative to dense, all in turns."""

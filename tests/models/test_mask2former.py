@@ -16,7 +16,7 @@ from transformers import (
 
 import hf_tokaccel as ta
 from hf_tokaccel.functional import plan_reconstruction
-from hf_tokaccel.hosts import track
+from hf_tokaccel.hosts import clusters
 from hf_tokaccel.measure.flops import flop_counter
 
 BACKBONE = {
@@ -110,7 +110,7 @@ class TestMask2FormerForUniversalSegmentation(Mask2FormerTester):
             planned.append(len(tokens))
             return plan_reconstruction(tokens, *args, **kwargs)
 
-        monkeypatch.setattr(track, "plan_reconstruction", plan)
+        monkeypatch.setattr(clusters, "plan_reconstruction", plan)
         shared = ta.accelerate(model, {**self.accel, "shared_frames": 4})
         clip, spent = self.images(4), []
         for module in (fast, shared):

@@ -11,7 +11,7 @@ from ...checks import as_pair
 from ...hosts.config import AcceleratedConfig
 from ...hosts.layout import TokenLayout
 from ...hosts.modeling import AcceleratedModel, enter, record
-from ...hosts.sizes import ClusterInputs, weigh_sizes
+from ...hosts.sizes import weigh_sizes
 from ...hosts.track import TokenTrack
 from ...hosts.tracked import track_blocks
 from ...registry import register_family
@@ -128,7 +128,7 @@ class TokAccelSegmenterForSemanticSegmentation(_AcceleratedSegmenter, SegmenterF
         if track.bias is None or not self.config.accel_decodes_change:
             return {}
         bias = F.pad(track.bias[..., track.layout.prefix :], (0, self.config.num_labels))
-        return {"accel_inputs": ClusterInputs(bias, None)}
+        return {"accel_bias": bias}
 
 
 register_family(
