@@ -20,6 +20,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.common import RESULTS, ROOT, stamp
+from hf_tokaccel.checks import UserError
 from hf_tokaccel.evaluation.script import exit_status
 from hf_tokaccel.images import parse_size
 from hf_tokaccel.results.files import write_json
@@ -51,7 +52,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def run(args: argparse.Namespace) -> dict:
     if args.size is not None and args.model is None:
-        raise ValueError("--size goes with --model: the wheel's backbone runs at 518 x 518, which it was made for")
+        raise UserError("--size goes with --model: the wheel's backbone runs at 518 x 518, which it was made for")
     limit = args.limit or (2 if args.quick else None)
     judge = load_wheel(limit) if args.model is None else load_model(args.model, parse_size(args.size), limit)
     device = "cpu" if args.cpu or not torch.cuda.is_available() else "cuda"
@@ -76,7 +77,7 @@ def keep_others(result: dict, path: Path) -> dict:
     before = json.loads(path.read_text())
     same = ("checkpoint", "size", "photographs", "gflops")
     if any(before[name] != json.loads(json.dumps(result[name])) for name in same):
-        raise ValueError(f"{path} is of other images or another model: run all methods, without --only")
+        raise UserError(f"{path} is of other images or another model: run all methods, without --only")
     new = {row["method"] for row in result["rows"]}
     rows = [row for row in before["rows"] if row["method"] not in new] + result["rows"]
     order = [method.__name__ for method in METHODS]
