@@ -30,8 +30,9 @@ from hf_tokaccel.measure.agreement import Agreement, Reading, read_output
 from hf_tokaccel.measure.flops import gflops_of_shape
 from hf_tokaccel.results.marked import write_marked
 from hf_tokaccel.results.report import Where, markdown_table
+from hf_tokaccel.rivals.merging import merge_in_layers
 
-from .track import Idea, Merging, run_idea, run_merging
+from .track import Idea, Merging, run_idea
 
 TASKS = ("depth", "segmentation")
 PATHS = ["hf_tokaccel", "benchmarks/ideas"]
@@ -94,7 +95,7 @@ IDEAS: dict[str, list[Idea] | list[Merging]] = {
     "10 iterations": _everywhere(iterations=10),
     "grid pooling": _everywhere(iterations=0),
     "token merging, copied back": [Merging(count) for count in _MERGED],
-    "token merging, detail added": [Merging(count, detail=True) for count in _MERGED],
+    "token merging, detail added": [Merging(count, "delta") for count in _MERGED],
 }
 
 
@@ -118,7 +119,8 @@ def measure(task: str, images: int) -> dict:
         found[name] = []
         for idea in members:
             if isinstance(idea, Merging):
-                model, key, sharpness = run_merging(loaded.dense, idea), idea, tiling.SHARPNESS
+                model = merge_in_layers(loaded.dense, idea.per_layer, idea.expansion)
+                key, sharpness = idea, tiling.SHARPNESS
             else:
                 # Whatever else is varied changes no product's size worth a count.
                 key, sharpness = (idea.grids, idea.iterations, idea.same_plan), idea.sharpness

@@ -206,9 +206,10 @@ def choose(rows: Sequence[dict]) -> list[int]:
     for method, kinds in METHODS.items():
         own = [i for i, ratio in enumerate(cheapness) if 1 < ratio <= MOST_GFLOPS_RATIO and rows[i]["kind"] in kinds]
         if own:
-            members = sorted(own, key=lambda i: cheapness[i])
-            if method != UNCHOSEN:
-                members = [own[i] for i in front([cheapness[i] for i in own], [lost[i] for i in own])]
+            if method == UNCHOSEN:
+                chosen += sorted(own, key=lambda i: cheapness[i])
+                continue
+            members = [own[i] for i in front([cheapness[i] for i in own], [lost[i] for i in own])]
             chosen += spread(members, cheapness, MOST.get(method, MOST_OF_OTHERS))
     return chosen
 
@@ -291,7 +292,7 @@ def curves_of(rows: Sequence[dict], losses: Tensor, axis: str) -> dict:
 def changes(swept: Sequence[dict]) -> list[dict]:
     """Difference on the validation scenes with none, one and all of our changes, at equal GFLOPs.
 
-    All but the last have the same schedules to choose from.
+    All but the last two have the same schedules to choose from.
     """
     curves = {}
     for name, kinds in CHANGES.items():
