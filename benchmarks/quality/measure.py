@@ -18,6 +18,7 @@ from rich.progress import track
 from torch import Tensor, nn
 
 from benchmarks.common import stamp
+from hf_tokaccel.checks import UserError
 from hf_tokaccel.evaluation.compare import first_batch
 from hf_tokaccel.evaluation.loop import EncodedDataset, evaluate_variants, same_size
 from hf_tokaccel.evaluation.script import Loaded
@@ -83,14 +84,14 @@ def task_of(folder: str | Path) -> str:
     """
     path = Path(folder) / "config.json"
     if not path.is_file():
-        raise ValueError(
+        raise UserError(
             f"model {str(folder)!r} is not valid: it must be a folder with a config.json, as save_pretrained writes."
         )
     names = json.loads(path.read_text()).get("architectures") or ["none"]
     for ending, task in _ARCHITECTURES.items():
         if names[0].endswith(ending):
             return task
-    raise ValueError(
+    raise UserError(
         f"model {str(folder)!r} of class {names[0]} is not valid: it must end in one of {', '.join(_ARCHITECTURES)}, "
         "for example DPTForDepthEstimation."
     )
