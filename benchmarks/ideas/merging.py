@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from benchmarks.common import stamp
 from benchmarks.pretrained.measure import answer, relative_error
-from benchmarks.pretrained.subject import Judge, load_wheel
+from benchmarks.pretrained.subject import Judge
 from hf_tokaccel.clustering.adaptive import size_bias
 from hf_tokaccel.results.report import Where, markdown_table
 from hf_tokaccel.rivals.merging import MergedTokens, merge_tokens, unmerge_tokens
