@@ -166,12 +166,14 @@ def grid_pooling(field: Field) -> Iterator[Row]:
 
 
 def token_merging(field: Field) -> Iterator[Row]:
-    """Token Merging before every block, as `hf_tokaccel.rivals.merging` has it."""
+    """Token Merging as in its paper but before every block, and the same with the change added."""
     for share in field.shares:
-        merged = merged_for(field.encoder, share)
-        if merged is not None:
-            left = merged_counts(field.encoder, merged)
-            yield Row("token merging", build.merged(field.subject, merged), share_of(field.encoder, left))
+        count = merged_for(field.encoder, share)
+        if count is not None:
+            left = merged_counts(field.encoder, count)
+            for method, expansion in (("token merging", "nearest"), ("token merging, change added", "delta")):
+                rival = build.merged(field.subject, count, expansion)
+                yield Row(method, rival, share_of(field.encoder, left))
 
 
 def _steps(field: Field, name: str) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
