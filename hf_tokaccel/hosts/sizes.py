@@ -21,7 +21,6 @@ from ..checks import UserError
 from ..clustering.adaptive import append_bias
 from ..upstream import ALL_ATTENTION_FUNCTIONS
 from .change import change
-from .fused import attend_fused, fuses
 
 _NAME = "tokaccel_sizes"
 # What takes a bias as its mask; names with "flash" get it as one more feature of queries and keys.
@@ -126,8 +125,6 @@ def sized_attention(
             (name, attend, module, query, key, value),
             {"attention_mask": attention_mask, "bias": bias, "others": kwargs},
         )
-    if name == "sdpa" and attention_mask is None and fuses(query, kwargs):
-        return attend_fused(query, key, value, bias, kwargs.get("scaling")), None
     mask = bias.to(query.dtype)
     if attention_mask is not None:
         is_choice = attention_mask.dtype == torch.bool
