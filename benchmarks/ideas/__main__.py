@@ -1,7 +1,8 @@
 """Changes of the method that were tried: distance to the dense model, against the package at equal GFLOPs.
 
 python -m benchmarks.ideas                writes benchmarks/results/ideas-*.json and the table of docs/method_search.md
-python -m benchmarks.ideas tables         the table anew
+python -m benchmarks.ideas merging        where and by what Token Merging merges, on a real checkpoint; ten minutes
+python -m benchmarks.ideas tables         the tables anew
 python -m benchmarks.ideas --images 8     a quick look; writes nothing
 
 Depth: mean relative difference; segmentation: 1 - mIoU between the two predictions; training scenes, no labels. Each
@@ -25,13 +26,16 @@ from torch import Tensor, nn
 
 import hf_tokaccel.clustering.tiling as tiling
 from benchmarks.common import RESULTS, ROOT, save, stamp
+from benchmarks.pretrained.subject import load_wheel
 from benchmarks.tune import load, training_images
 from hf_tokaccel.measure.agreement import Agreement, Reading, read_output
 from hf_tokaccel.measure.flops import gflops_of_shape
 from hf_tokaccel.results.marked import write_marked
 from hf_tokaccel.results.report import Where, markdown_table
+from hf_tokaccel.rivals.merging import merge_in_layers
 
-from .track import Idea, Merging, run_idea, run_merging
+from . import merging
+from .track import Idea, Merging, run_idea
 
 TASKS = ("depth", "segmentation")
 PATHS = ["hf_tokaccel", "benchmarks/ideas"]
@@ -94,7 +98,7 @@ IDEAS: dict[str, list[Idea] | list[Merging]] = {
     "10 iterations": _everywhere(iterations=10),
     "grid pooling": _everywhere(iterations=0),
     "token merging, copied back": [Merging(count) for count in _MERGED],
-    "token merging, detail added": [Merging(count, detail=True) for count in _MERGED],
+    "token merging, detail added": [Merging(count, "delta") for count in _MERGED],
 }
 
 
@@ -118,7 +122,8 @@ def measure(task: str, images: int) -> dict:
         found[name] = []
         for idea in members:
             if isinstance(idea, Merging):
-                model, key, sharpness = run_merging(loaded.dense, idea), idea, tiling.SHARPNESS
+                model = merge_in_layers(loaded.dense, idea.per_layer, idea.expansion)
+                key, sharpness = idea, tiling.SHARPNESS
             else:
                 # Whatever else is varied changes no product's size worth a count.
                 key, sharpness = (idea.grids, idea.iterations, idea.same_plan), idea.sharpness
@@ -171,22 +176,26 @@ def table(result: dict) -> str:
 
 
 def write_page() -> None:
-    path = max(RESULTS.glob("ideas-*.json"))
-    write_marked(PAGE, {"ideas": table(json.loads(path.read_text()))})
+    tables = {"ideas": table, "merging": merging.table}
+    found = {name: max(RESULTS.glob(f"{name}-*.json")) for name in tables}
+    write_marked(PAGE, {name: tables[name](json.loads(path.read_text())) for name, path in found.items()})
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("action", nargs="?", choices=("run", "tables"), default="run")
+    parser.add_argument("action", nargs="?", choices=("run", "merging", "tables"), default="run")
     parser.add_argument("--images", type=int, help="training scenes (default: 12)")
     args = parser.parse_args()
+    name = f"cpu-torch{torch.__version__.split('+')[0]}"
     if args.action == "run":
         result = stamp(PATHS) | {"images": args.images or 12}
         result["tasks"] = {task: measure(task, result["images"]) for task in TASKS}
         Console(width=160).print(table(result), markup=False)
         if args.images is not None:
             return
-        save(f"ideas-cpu-torch{torch.__version__.split('+')[0]}", result)
+        save(f"ideas-{name}", result)
+    if args.action == "merging":
+        save(f"merging-{name}", merging.measure(load_wheel()))
     write_page()
 
 

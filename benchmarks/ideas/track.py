@@ -20,7 +20,6 @@ from hf_tokaccel.functional import (
     reconstruct_tokens,
 )
 from hf_tokaccel.hosts.track import TokenTrack
-from hf_tokaccel.rivals.merging import MergeTrack, merge_in_layers
 
 Grid = tuple[int, int]
 
@@ -187,37 +186,8 @@ class Merging:
 
     Attributes:
         per_layer: tokens fewer after each.
-        detail: whether a token keeps what it had beside the token that it went into, as `"delta"` does.
+        expansion: `"nearest"` copies merged tokens back, `"delta"` adds their change to each token.
     """
 
     per_layer: int
-    detail: bool = False
-
-
-class MergeDetailTrack(MergeTrack):
-    """Merged tokens are copied back, and what each token had beside its copy is added."""
-
-    details: Tensor | float = 0.0
-
-    def _cluster(self, states: Tensor, norm: nn.Module) -> Tensor:
-        _, tokens = self.layout.split(states, self.layout.grid)
-        before = tokens if self.rows is None else self.rebuild(tokens)
-        states = super()._cluster(states, norm)
-        _, merged = self.layout.split(states, self.layout.grid)
-        self.details = 0.0
-        self.details = before - self.rebuild(merged)
-        return states
-
-    def rebuild(self, refined: Tensor) -> Tensor:
-        return refined.gather(1, self.rows[..., None].expand(-1, -1, refined.shape[2])) + self.details
-
-
-def run_merging(model: PreTrainedModel, merging: Merging) -> PreTrainedModel:
-    """A model that merges tokens, with the parameters of `model`."""
-    if not merging.detail:
-        return merge_in_layers(model, merging.per_layer)
-    fast = accelerate(model, _PLAIN)
-    for module in fast.modules():
-        if getattr(module, "accel", None) is not None:
-            module.accel_make_track = lambda *a, **kw: MergeDetailTrack(*a, per_layer=merging.per_layer, **kw)
-    return fast
+    expansion: str = "nearest"

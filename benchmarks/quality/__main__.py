@@ -22,6 +22,7 @@ from rich.console import Console
 
 from benchmarks.common import RESULTS, ROOT
 from hf_tokaccel.checkpoint import DTYPES
+from hf_tokaccel.checks import UserError
 from hf_tokaccel.evaluation.script import exit_status
 from hf_tokaccel.results.files import write_json
 
@@ -63,11 +64,11 @@ def complete(args: argparse.Namespace) -> argparse.Namespace:
     for name in ("validation", "limit", "rounds", "batch_size"):
         least = 2 if name in ("validation", "limit") else 1
         if getattr(args, name) < least:
-            raise ValueError(
+            raise UserError(
                 f"--{name.replace('_', '-')} {getattr(args, name)} must be at least {least}, for example {8 * least}"
             )
     if args.model is not None and args.only:
-        raise ValueError("--only names reference models: leave it out beside --model")
+        raise UserError("--only names reference models: leave it out beside --model")
     if args.quick and args.output is None:
         args.output = ROOT / "outputs" / "quality"
     return args

@@ -18,6 +18,7 @@ from rich.progress import track
 from torch import Tensor, nn
 
 from benchmarks.common import stamp
+from hf_tokaccel.checks import UserError
 from hf_tokaccel.evaluation.compare import first_batch
 from hf_tokaccel.evaluation.loop import EncodedDataset, evaluate_variants, same_size
 from hf_tokaccel.evaluation.script import Loaded
@@ -83,14 +84,14 @@ def task_of(folder: str | Path) -> str:
     """
     path = Path(folder) / "config.json"
     if not path.is_file():
-        raise ValueError(
+        raise UserError(
             f"model {str(folder)!r} is not valid: it must be a folder with a config.json, as save_pretrained writes."
         )
     names = json.loads(path.read_text()).get("architectures") or ["none"]
     for ending, task in _ARCHITECTURES.items():
         if names[0].endswith(ending):
             return task
-    raise ValueError(
+    raise UserError(
         f"model {str(folder)!r} of class {names[0]} is not valid: it must end in one of {', '.join(_ARCHITECTURES)}, "
         "for example DPTForDepthEstimation."
     )
@@ -206,9 +207,10 @@ def choose(rows: Sequence[dict]) -> list[int]:
     for method, kinds in METHODS.items():
         own = [i for i, ratio in enumerate(cheapness) if 1 < ratio <= MOST_GFLOPS_RATIO and rows[i]["kind"] in kinds]
         if own:
-            members = sorted(own, key=lambda i: cheapness[i])
-            if method != UNCHOSEN:
-                members = [own[i] for i in front([cheapness[i] for i in own], [lost[i] for i in own])]
+            if method == UNCHOSEN:
+                chosen += sorted(own, key=lambda i: cheapness[i])
+                continue
+            members = [own[i] for i in front([cheapness[i] for i in own], [lost[i] for i in own])]
             chosen += spread(members, cheapness, MOST.get(method, MOST_OF_OTHERS))
     return chosen
 
@@ -291,7 +293,7 @@ def curves_of(rows: Sequence[dict], losses: Tensor, axis: str) -> dict:
 def changes(swept: Sequence[dict]) -> list[dict]:
     """Difference on the validation scenes with none, one and all of our changes, at equal GFLOPs.
 
-    All but the last have the same schedules to choose from.
+    All but the last two have the same schedules to choose from.
     """
     curves = {}
     for name, kinds in CHANGES.items():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from torch import nn
@@ -12,7 +12,9 @@ from hf_tokaccel import TokenClusteringConfig
 from hf_tokaccel.images import input_step
 from hf_tokaccel.rivals import build
 from hf_tokaccel.rivals.build import Rival
+from hf_tokaccel.rivals.regions import choose_regions
 from hf_tokaccel.tuning.encoder import describe_encoder
+from hf_tokaccel.tuning.recommended import AdaptiveRecipe, recipe_for, recommend
 
 Size = tuple[int, int]
 # Shares of the blocks before clustering, and how much more or less of a grid's side than goes with them.
@@ -21,7 +23,10 @@ _OFF = (0.0, 0.15, 0.3)
 # Blocks at full resolution before the end of the clustered span.
 _LAST = (1,)
 _MERGED = (0.1, 0.2, 0.3, 0.45, 0.6, 0.75, 0.95)  # of the tokens, by the last block
-_SIZES, _SMALLEST = 12, 0.5  # lower resolutions, and the least of the side
+_SMALLEST = 0.5  # of the side, of lower resolutions
+# Of released settings, beside "auto" and the paper's: which one does best is searched where labels are not read.
+_TEMPERATURES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
+_RATIOS = (1.15, 1.3, 1.5, 1.75, 2.0, 2.4, 2.8, 3.3)  # of the encoder's FLOPs, of adaptive clusters
 # Of the papers: numbers of the released settings for these tasks, and on Swin the mask of the released code.
 PAPER = {
     "depth": {"inverse_temperature": 1.0},
@@ -29,6 +34,7 @@ PAPER = {
     "panoptic": {"inverse_temperature": 0.01, "neighbors": 49, "window": 7, "mask_shift": "released"},
 }
 _LABELS = {
+    "adaptive": "ours",
     "delta, normalized": "ours",
     "early": "ours",
     "clustered decoder": "ours",
@@ -105,12 +111,9 @@ def dense(subject: Subject) -> list[Rival]:
 
 
 def lower_resolution(subject: Subject) -> list[Rival]:
-    """The dense model on smaller images, in steps of patches."""
+    """The dense model on smaller images, at all sizes that patches allow."""
     most = min(subject.size) // input_step(subject.model.config)
-    least = max(1, round(_SMALLEST * most))
-    count = min(_SIZES, most - least)
-    chosen = sorted({least + round(i * (most - 1 - least) / max(1, count - 1)) for i in range(count)})
-    return [build.resized(subject, steps) for steps in chosen]
+    return [build.resized(subject, steps) for steps in range(max(1, round(_SMALLEST * most)), most)]
 
 
 def grid_pooling(subject: Subject) -> list[Rival]:
@@ -123,7 +126,7 @@ def grid_pooling(subject: Subject) -> list[Rival]:
 
 
 def released(subject: Subject) -> list[Rival]:
-    """As released: the family's expansion, tokens compared in the stream; with the paper's numbers, too.
+    """As released: the family's expansion, tokens compared in the stream; the paper's numbers and others, too.
 
     Released DPT copies the nearest cluster, while the paper's formula is a soft sum: both are tried.
     """
@@ -133,7 +136,12 @@ def released(subject: Subject) -> list[Rival]:
             subject.entry("released", schedule.setting(expansion="soft")) for schedule in subject.schedules[::2]
         ]
     paper = PAPER[subject.task]
-    return entries + [subject.entry("released", schedule.setting(**paper)) for schedule in subject.schedules[::2]]
+    numbers = [paper, *({"inverse_temperature": t} for t in _TEMPERATURES if t != paper["inverse_temperature"])]
+    return entries + [
+        subject.entry("released", schedule.setting(**values))
+        for schedule in subject.schedules[::2]
+        for values in numbers
+    ]
 
 
 def full_decoder(subject: Subject) -> list[Rival]:
@@ -167,7 +175,7 @@ def _decodes(subject: Subject) -> bool:
 
 
 def token_merging(subject: Subject) -> list[Rival]:
-    """Token merging with unmerge.
+    """Token Merging, copied back and with the change added.
 
     Raises:
         ValueError: the model needs a grid of tokens.
@@ -176,7 +184,7 @@ def token_merging(subject: Subject) -> list[Rival]:
     height, width = encoder.blocks[0].grid
     depth = len(encoder.blocks)
     counts = sorted({max(1, round(share * height * width / depth)) for share in _MERGED})
-    return [build.merged(subject, count) for count in counts]
+    return [build.merged(subject, count, way) for way in ("nearest", "delta") for count in counts]
 
 
 def soft_normalized(subject: Subject) -> list[Rival]:
@@ -193,6 +201,28 @@ def delta_on_tokens(subject: Subject) -> list[Rival]:
 def delta_normalized(subject: Subject) -> list[Rival]:
     """Both changes."""
     return [subject.entry("delta, normalized", schedule.setting(**OURS)) for schedule in subject.schedules]
+
+
+def adaptive(subject: Subject) -> list[Rival]:
+    """Clusters of free shape as `ta.recommended` gives them; of Segmenter also with its decoder on them."""
+    ways = [{}, {"decode_clusters": True}] if _decodes(subject) else [{}]
+    return [subject.entry("adaptive", setting) for values in ways for setting in _adaptive(subject, **values)]
+
+
+def random_regions(subject: Subject) -> list[Rival]:
+    """The same steps with regions that do not look at the image: what adaptivity adds."""
+    return [
+        Rival(f"random regions {number}", "random regions", choose_regions(subject.model, setting, "random"))
+        for number, setting in enumerate(_adaptive(subject), start=1)
+    ]
+
+
+def _adaptive(subject: Subject, **values) -> Iterator[TokenClusteringConfig]:
+    """Settings of adaptive clusters; none where a model cannot run on them."""
+    recipe = recipe_for(subject.model.config)
+    if isinstance(recipe, AdaptiveRecipe):
+        encoder = describe_encoder(subject.model.config, subject.size)
+        yield from filter(None, (recommend(encoder, recipe, ratio, values) for ratio in _RATIOS))
 
 
 def early(subject: Subject) -> list[Rival]:
@@ -218,6 +248,8 @@ SWEEP: tuple[Callable[[Subject], list[Rival]], ...] = (
     delta_normalized,
     early,
     clustered_decoder,
+    adaptive,
+    random_regions,
 )
 # What a table compares, each made of kinds of rows of the sweep.
 METHODS = {
@@ -227,7 +259,9 @@ METHODS = {
     "lower resolution": ("lower resolution",),
     "grid pooling": ("grid pooling",),
     "token merging": ("token merging",),
-    "ours": ("delta, normalized", "early", "clustered decoder"),
+    "token merging, delta": ("token merging, delta",),
+    "random regions": ("random regions",),
+    "ours": ("delta, normalized", "early", "clustered decoder", "adaptive"),
 }
 # What each change alone brings, on the validation scenes and the same schedules.
 CHANGES = {
@@ -237,6 +271,7 @@ CHANGES = {
     "+ delta, normalized": ("delta, normalized",),
     "+ early reconstruction": ("delta, normalized", "early"),
     "+ decoder on clusters": ("delta, normalized", "clustered decoder"),
+    "adaptive": ("adaptive",),
 }
 
 

@@ -26,8 +26,11 @@ _COLOURS = {
     "lower resolution": "#555555",
     "grid pooling": "#e07b00",
     "token merging": "#8338ec",
+    "token merging, delta": "#b5179e",
+    "random regions": "#b08968",
 }
-_KINDS = {"lower resolution": "lower resolution", "grid pooling": "grid pooling", "token merging": "token merging"}
+# Methods that are of one kind each.
+_KINDS = ("dense", "lower resolution", "grid pooling", "token merging", "token merging, delta")
 _AXES = {
     "speed": "At equal measured speed",
     "GFLOPs": "At equal GFLOPs",
@@ -215,7 +218,7 @@ def plot_of(name: str, part: dict, backbone: bool = False) -> Plot:
         points.append(
             Point(
                 method=method,
-                kind="dense" if method == "dense" else _KINDS.get(method, "clusters"),
+                kind=method if method in _KINDS else "clusters",
                 gflops=row[gflops],
                 speedup=row["cheapness"][axis],
                 quality=row["quality"]["value"],
@@ -270,7 +273,8 @@ def write_page(results: Path, folder: Path) -> Path:
 
 def short_table(parts: Mapping[str, dict], speeds: Sequence[float] = _SHORT_SPEEDS, axis: str = "speed") -> str:
     """The claim in few lines, for the README: models by name as in a result file."""
-    rivals = ("released", "nearest logits", "lower resolution", "grid pooling", "token merging")
+    every = ("released", "nearest logits", "lower resolution", "grid pooling", "token merging", "token merging, delta")
+    rivals = [m for m in every if any(m in line["loss"] for p in parts.values() for line in p["claims"][axis])]
     headings = ["model, metric", "times as fast", *rivals, "ours", "less loss than released"]
     lines = []
     for name, part in parts.items():

@@ -28,7 +28,8 @@ class BenchRow:
 
     Attributes:
         name: of the rival.
-        kind: `"dense"`, `"clusters"`, `"grid pooling"`, `"lower resolution"` or `"token merging"`.
+        kind: `"dense"`, `"clusters"`, `"grid pooling"`, `"lower resolution"`, `"token merging"` or
+            `"token merging, delta"`.
         group: rows of one group have similar GFLOPs.
         mode: how it ran.
         accel: setting of clusters or grid pooling, or None.

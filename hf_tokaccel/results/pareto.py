@@ -21,12 +21,13 @@ _SHAPES = {
     "grid pooling": ("s", "--"),
     "lower resolution": ("^", ":"),
     "token merging": ("D", "-."),
+    "token merging, delta": ("d", "-."),
 }
 _OTHER = ("v", ":")
 _SQUEEZED = 4  # times as far from the others as these are from each other
 # Of the width of the plot, what a label of a row outside takes.
 _LABEL_WIDTH = 0.04
-_RIVALS = {"lower resolution": "#6c6c6c", "token merging": "#8338ec"}
+_RIVALS = {"lower resolution": "#6c6c6c", "token merging": "#8338ec", "token merging, delta": "#c77dff"}
 _SETTING = re.compile(r" \d+x\d+(?: after \d+(?: to \d+)?)?| r?=?\d+ (?:per|a) layer")
 _AGREEMENTS = {
     "relative_error": ("relative error against the dense output", False),
@@ -41,7 +42,8 @@ class Point:
 
     Attributes:
         method: What is varied along a curve, such as `"clusters, delta"`.
-        kind: `"dense"`, `"clusters"`, `"grid pooling"`, `"lower resolution"`, `"token merging"`.
+        kind: `"dense"`, `"clusters"`, `"grid pooling"`, `"lower resolution"`, `"token merging"`,
+            `"token merging, delta"`.
         gflops: Billion FLOPs per image.
         speedup: Times as fast as the dense row.
         quality: In the unit of the plot.

@@ -34,7 +34,7 @@ class Row:
 
     Attributes:
         name: What was run.
-        kind: `"dense"`, `"clusters"`, `"grid pooling"` or `"lower resolution"`.
+        kind: `"dense"`, `"clusters"` or a key of `hf_tokaccel.rivals.build.RIVALS`.
         accel: Cluster setting, or None.
         input_size: Size of the model's input in pixels, (height, width).
         metrics: Quality.

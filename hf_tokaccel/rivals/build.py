@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -161,21 +161,22 @@ def steps_at(subject: Subject, gflops: float) -> tuple[int, int]:
     return nearest(lambda steps: subject.gflops(resized(subject, steps)), 1, most, gflops), most
 
 
-def merged(subject: Subject, per_layer: int) -> Rival:
-    """Token merging with unmerge, so many tokens fewer after each block.
+def merged(subject: Subject, per_layer: int, expansion: str = "nearest") -> Rival:
+    """Token merging, so many tokens fewer after each block, copied back or with their change added (`"delta"`).
 
     Raises:
         ValueError: the model cannot be accelerated, or its blocks need a grid of tokens.
     """
 
     def make(base: PreTrainedModel) -> PreTrainedModel:
-        return merge_in_layers(base, per_layer)
+        return merge_in_layers(base, per_layer, expansion)
 
-    name = f"token merging {per_layer} per layer"
-    return Rival(name, "token merging", make(subject.model), make, per_layer=per_layer)
+    label = "" if expansion == "nearest" else f", {expansion}"
+    name = f"token merging {per_layer} per layer{label}"
+    return Rival(name, f"token merging{label}", make(subject.model), make, per_layer=per_layer)
 
 
-def token_merging(subject: Subject, setting: TokenClusteringConfig) -> Rival:
+def token_merging(subject: Subject, setting: TokenClusteringConfig, expansion: str = "nearest") -> Rival:
     """Token merging at as many tokens per block as bring its cost nearest to that of a setting.
 
     Raises:
@@ -187,7 +188,7 @@ def token_merging(subject: Subject, setting: TokenClusteringConfig) -> Rival:
 
     @cache
     def row(count: int) -> Rival:
-        return merged(subject, count) if count else dense(subject)
+        return merged(subject, count, expansion) if count else dense(subject)
 
     subject.gflops(row(1))  # Says so where the model cannot.
     count = nearest(lambda count: subject.gflops(row(count)), height * width // 2, 0, target)
@@ -210,12 +211,18 @@ RIVALS: dict[str, Callable[[Subject, TokenClusteringConfig], Rival]] = {
     "grid pooling": grid_pooling,
     "lower resolution": lower_resolution,
     "token merging": token_merging,
+    "token merging, delta": partial(token_merging, expansion="delta"),
 }
 # What stands beside each group of settings: by kind the settings that it is built for, as places in the group.
 # In an evaluation the plainest and the best expansion are pooled: what the clusters add must show beside what the
 # expansion adds. Of the benchmark agreement is a side matter, and every row costs minutes.
-EVALUATION = {"grid pooling": (0, -1), "lower resolution": (-1,)}
-BENCH = {"grid pooling": (0,), "lower resolution": (0,), "token merging": (0,)}
+EVALUATION = {
+    "grid pooling": (0, -1),
+    "lower resolution": (-1,),
+    "token merging": (-1,),
+    "token merging, delta": (-1,),
+}
+BENCH = {"grid pooling": (0,), "lower resolution": (0,), "token merging": (0,), "token merging, delta": (0,)}
 
 
 def rivals_of(

@@ -1,14 +1,20 @@
-"""Token merging with unmerge: a rival of token clustering, behind the same interface, for measurements.
+"""Token Merging, a rival of token clustering behind the same interface, for measurements.
 
 Our own implementation of the description in "Token Merging: Your ViT But Faster" (Bolya et al., ICLR 2023), section 3:
-bipartite soft matching, and averages weighted by size; for dense output merged tokens are copied back, as the papers
-that compare on dense prediction do. It differs from the paper's in two ways, both of which follow from running between
-unchanged blocks: tokens merge before a block, compared after its first LayerNorm, instead of inside of it by attention
-keys; and attention is not biased by size, which keeps the fused kernels.
+bipartite soft matching of attention keys, averages weighted by size, and attention proportional to size. For dense
+output merged tokens are copied back, as the papers that compare on dense prediction do; or the change of each is added
+to the tokens that went into it, which is ours (`"delta"`).
+
+The paper merges inside of a block, between attention and MLP. Here tokens merge before the block, by the keys that its
+attention has of them, so that the first block is spared too. On a real checkpoint that loses less at equal FLOPs: see
+docs/method_search.md.
 
 Every shape is static given the number of tokens, and no image of a batch sees another.
 """
 
+from __future__ import annotations
+
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -17,11 +23,15 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ..auto import accelerate
-from ..checks import UserError
-from ..clustering.functional import ReconstructionPlan, _autocast_off, _exact
+from ..checks import UserError, check_choice
+from ..clustering.adaptive import EXPANSIONS, TokenRegions
+from ..clustering.functional import _autocast_off, _exact
+from ..hosts.clusters import AdaptiveClusters
 from ..hosts.layout import TokenLayout
 from ..hosts.modeling import AcceleratedModel
+from ..hosts.sizes import SizedConfig
 from ..hosts.track import TokenTrack
+from ..quantization import is_quantized
 from ..settings.clustering import TokenClusteringConfig
 
 
@@ -97,41 +107,93 @@ _NEEDS_GRID = (
 )
 
 
-class MergeTrack(TokenTrack):
-    """A track that merges `per_layer` tokens before every block, and copies them back where somebody reads them."""
+class KeyMeans:
+    """The keys of a block's attention, their mean over heads, from what its LayerNorm gives.
 
-    def __init__(self, *args: Any, per_layer: int, **kwargs: Any) -> None:
+    The mean of the projections is the projection by the mean, so it costs one head's product.
+
+    Raises:
+        ValueError: the attention of the block has no key projection of its own.
+    """
+
+    def __init__(self, block: nn.Module) -> None:
+        for module in block.modules():
+            config = vars(module).get("config")
+            if isinstance(config, SizedConfig):
+                self.projection = getattr(module, "k_proj", None) or getattr(module, "key", None)
+                self.heads = config.num_attention_heads
+                if self.projection is not None:
+                    self.quantized = is_quantized(self.projection)
+                    return
+        raise UserError(
+            f"token merging compares attention keys, and the attention of {type(block).__name__} has no projection "
+            "named k_proj or key; compare with grid pooling or a lower resolution instead"
+        )
+
+    def __call__(self, tokens: Tensor) -> Tensor:
+        """(B, N, d) of normalized tokens (B, N, C)."""
+        weight, bias = self.projection.weight, self.projection.bias
+        if callable(weight):  # dynamic int8 of PyTorch
+            weight, bias = weight(), bias()
+        if self.quantized:
+            weight = weight.dequantize()
+        weight, bias = (x if x is None else x.unflatten(0, (self.heads, -1)).mean(0) for x in (weight, bias))
+        return F.linear(tokens, weight, bias)
+
+
+class MergedClusters(AdaptiveClusters):
+    """What merging has left so far.
+
+    Args:
+        accel: says how tokens are rebuilt.
+        merged: this step.
+        tokens: (B, N, C) all tokens before it, for `"delta"`.
+        before: the step before.
+    """
+
+    def __init__(
+        self, accel: TokenClusteringConfig, merged: MergedTokens, tokens: Tensor, before: MergedClusters | None
+    ) -> None:
+        self.accel, self.tokens = accel, tokens
+        self.shape = (1, merged.tokens.shape[1])
+        rows = merged.rows if before is None else merged.rows.gather(1, before.regions.rows)
+        self.regions = TokenRegions(rows, merged.sizes)
+        self.means = self.centroids = merged.tokens
+
+
+class MergeTrack(TokenTrack):
+    """A track that merges `per_layer` tokens before every block, and rebuilds them where somebody reads them."""
+
+    def __init__(self, *args: Any, per_layer: int, keys: dict[int, KeyMeans], **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         if type(self.layout) is not TokenLayout:
             raise UserError(_NEEDS_GRID)
         self.per_layer = per_layer
-        self.sizes: Tensor | None = None
-        self.rows: Tensor | None = None
+        self.keys = keys
 
-    def before_layer(self, index: int, states: Tensor, norm: nn.Module | None = None) -> Tensor:
+    def before_layer(self, index: int, states: Tensor, normalize: Callable[[Tensor], Tensor]) -> Tensor:
         if index == 0:
             self._record(0, states)
-        return self._cluster(states, norm) if self.per_layer else states
+        if not self.per_layer:
+            return states
+        whole = self.full(states) if self.accel.expansion == "delta" else states
+        return self._cluster(states, normalize, index, whole)
 
-    def _cluster(self, states: Tensor, norm: nn.Module) -> Tensor:
-        prefix, tokens = self.layout.split(states, self.layout.grid)
+    def _cluster(self, states: Tensor, normalize: Callable[[Tensor], Tensor], step: int, whole: Tensor) -> Tensor:
+        layout, before = self.layout, self.clusters
+        prefix, tokens = layout.split(states, layout.grid if before is None else before.shape)
         # A step merges at most half, however many the schedule asks for.
         count = min(self.per_layer, tokens.shape[1] // 2)
-        merged = merge_tokens(tokens, count, keys=norm(tokens), sizes=self.sizes)
-        self.rows = merged.rows if self.rows is None else merged.rows.gather(1, self.rows)
-        self.sizes, self.clustered = merged.sizes, True
-        return self.layout.join(prefix, merged.tokens, self.layout.grid)
-
-    def _plan_for(self, refined: Tensor) -> ReconstructionPlan:
-        indices = self.rows[..., None].to(refined.device)
-        return ReconstructionPlan(indices, torch.ones(indices.shape, device=indices.device))
-
-
-# Rebuilding copies, wherever the family rebuilds; what is merged does not depend on it.
-_COPIES = TokenClusteringConfig(cluster_after=0, cluster_grid=(1, 1), expansion="nearest")
+        sizes = None if before is None else before.sizes()
+        merged = merge_tokens(tokens, count, keys=self.keys[step](normalize(tokens)), sizes=sizes)
+        self.clusters = MergedClusters(self.accel, merged, layout.split(whole, layout.grid)[1], before)
+        self.clustered = True
+        self.memo.clear()
+        self.bias = self._size_bias(prefix, merged.sizes)
+        return layout.join(prefix, merged.tokens, self.clusters.shape)
 
 
-def merge_in_layers(model: PreTrainedModel, per_layer: int) -> PreTrainedModel:
+def merge_in_layers(model: PreTrainedModel, per_layer: int, expansion: str = "nearest") -> PreTrainedModel:
     """A model that merges tokens before every block, with the parameters of `model` (shared, not copied).
 
     It runs, compiles and exports like an accelerated model, but is for comparison only and cannot be saved.
@@ -140,32 +202,47 @@ def merge_in_layers(model: PreTrainedModel, per_layer: int) -> PreTrainedModel:
         model: a loaded model, native or accelerated.
         per_layer: r, tokens fewer after each block; the class token and its like never merge. Where fewer than twice
             as many are left, half of those merge.
+        expansion: `"nearest"` copies merged tokens back, `"delta"` adds their change to the tokens as they were.
 
     Raises:
         ValueError: the model cannot be accelerated, or its blocks need a grid of tokens; some say so when they run.
     """
     if per_layer < 0:
         raise UserError(f"per_layer={per_layer} is not valid: it must be 0 or more, for example per_layer=32.")
-    merged = accelerate(model, _COPIES)
-    entered = [module for module in merged.modules() if getattr(module, "accel", None) is not None]
-    for module in entered:
+    check_choice("expansion", expansion, EXPANSIONS, "delta")
+    check_merges(model)
+    # What is merged does not depend on the grid; it is there since a setting needs one.
+    setting = TokenClusteringConfig(cluster_after=0, cluster_grid=(1, 1), expansion=expansion, size_attention=True)
+    merged = accelerate(model, setting)
+    hosts = [m for m in merged.modules() if isinstance(m, AcceleratedModel) and m.accel is not None]
+    blocks = [block for host in hosts if host.accel_layers for block in host.get_submodule(host.accel_layers)]
+    keys = {block.accel_index: KeyMeans(block) for block in blocks}
+    for host in hosts:
+        host.accel_make_track = _Tracks(per_layer, keys)
+    merged.save_pretrained = _refuse_saving
+    return merged
+
+
+def check_merges(model: PreTrainedModel) -> None:
+    """Raises ValueError where blocks need to know where each token is."""
+    plain = accelerate(model, TokenClusteringConfig(cluster_after=0, cluster_grid=(1, 1)))
+    for module in plain.modules():
+        if getattr(module, "accel", None) is None:
+            continue
         inputs, positions = (getattr(type(module), name, None) for name in ("accel_block_inputs", "accel_positions"))
         own = inputs is not AcceleratedModel.accel_block_inputs or positions is not AcceleratedModel.accel_positions
         if own or module.accel_passes_inputs:
             raise UserError(_NEEDS_GRID)
-        module.accel_make_track = _Tracks(per_layer)
-    merged.save_pretrained = _refuse_saving
-    return merged
 
 
 class _Tracks:
     """Makes the track of each pass; a class, so that models with it can be copied and pickled."""
 
-    def __init__(self, per_layer: int) -> None:
-        self.per_layer = per_layer
+    def __init__(self, per_layer: int, keys: dict[int, KeyMeans]) -> None:
+        self.per_layer, self.keys = per_layer, keys
 
     def __call__(self, *args: Any, **kwargs: Any) -> MergeTrack:
-        return MergeTrack(*args, per_layer=self.per_layer, **kwargs)
+        return MergeTrack(*args, per_layer=self.per_layer, keys=self.keys, **kwargs)
 
 
 def _refuse_saving(*args: Any, **kwargs: Any) -> None:

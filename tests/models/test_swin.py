@@ -48,6 +48,7 @@ def awaken(model):
 class StagedTester(FamilyTester):
     """Clusters of 2 x 2 in windows of 4 x 4; maps of odd sides, of which padding makes whole windows."""
 
+    takes_adaptive = False
     image_size, grid, other_size = (75, 90), (4, 4), (66, 99)
     depth = 6
     accel = ACCEL
