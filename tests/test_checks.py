@@ -8,12 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from transformers import DPTConfig
 from typer.testing import CliRunner
 
 import hf_tokaccel as ta
 from hf_tokaccel.checks import LARGEST, UserError, as_pair, brief, did_you_mean, is_int, is_number, nearest
 from hf_tokaccel.cli import app
 from hf_tokaccel.functional import cluster_tokens
+from hf_tokaccel.scenes import SceneDataset
 
 ROOT = Path(ta.__file__).parent
 SETTING = {"cluster_after": 2, "cluster_grid": (4, 4)}
@@ -64,6 +66,16 @@ def test_temperatures_that_float32_cannot_hold_are_refused(value):
 def test_temperatures_at_the_ends_are_finite(value):
     tokens = 1e3 * torch.randn(1, 16, 4, generator=torch.Generator().manual_seed(0))
     assert cluster_tokens(tokens, (4, 4), (2, 2), inverse_temperature=value).centroids.isfinite().all()
+
+
+def test_numpy_counts_elsewhere():
+    scenes = SceneDataset("test", np.int64(2), (np.int32(16), np.uint8(24)), np.int64(3))
+    assert torch.equal(scenes[1]["image"], SceneDataset("test", 2, (16, 24), 3)[1]["image"])
+    config = DPTConfig()
+    fast = ta.accelerate_config(config, {"cluster_after": np.int64(4), "cluster_grid": np.int64(8)}, np.int64(384))
+    assert fast.accel["cluster_grid"] == [8, 8]
+    with pytest.raises(UserError, match=r"speedup=inf is not valid"):
+        ta.recommended(config, 384, math.inf)
 
 
 def test_what_counts_as_a_number():

@@ -37,9 +37,8 @@ def parse_accel(
     kind, colon, name = preset.partition(":")
     if kind in _PRESETS and "=" not in preset and config is TokenClusteringConfig:
         return _parse_preset(kind, name if colon else None, _parse_values(rest, example) if comma else {})
-    if colon and "=" not in preset and (near := did_you_mean(kind, _PRESETS)):
-        raise UserError(f"accel {brief(text)} names no kind of preset{near}; for example recommended:1.5")
-    return config.from_dict(_parse_values(text, example))
+    near = did_you_mean(kind, _PRESETS) if colon and kind not in _PRESETS and "=" not in preset else ""
+    return config.from_dict(_parse_values(text, f"{example}{near}"))
 
 
 def _parse_preset(kind: str, name: str | None, overrides: dict[str, Any]) -> TokenClusteringConfig | Recommended:
