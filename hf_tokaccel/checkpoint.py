@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -110,8 +110,13 @@ def resolve_source(name: str | Path) -> str:
     return str(reference_model_path(str(name))) if str(name) in REFERENCE_MODELS else str(name)
 
 
-def load_config(name: str | Path, example: str = "Intel/dpt-large") -> PreTrainedConfig:
-    """Configuration of a Hub id, a folder or a reference model; an error names the example.
+def load_config(name: str | Path, example: str = "Intel/dpt-large", also: Collection[str] = ()) -> PreTrainedConfig:
+    """Configuration of a Hub id, a folder or a reference model.
+
+    Args:
+        name: Of one of these.
+        example: A Hub id, for errors.
+        also: Names that the user might have meant beside those of the reference models.
 
     Raises:
         ValueError: Nothing to load there: unknown, no network, or a folder without config.json.
@@ -126,7 +131,7 @@ def load_config(name: str | Path, example: str = "Intel/dpt-large") -> PreTraine
     )
     if folder.is_file():
         raise UserError(f"model {source!r} is a file; {advice}")
-    near = did_you_mean(source, REFERENCE_MODELS)
+    near = did_you_mean(source, [*REFERENCE_MODELS, *also])
     # What is not OWNER/NAME needs no network to be known as wrong.
     if source.startswith((".", "/", "~")) or source.count("/") > 1 or "\\" in source:
         raise UserError(f"folder {source!r} does not exist; {advice}")
@@ -192,7 +197,8 @@ def load_checkpoint(
             there must be one, or weights that do not cover the model.
     """
     if dtype not in DTYPES:
-        raise UserError(f"dtype={dtype!r} must be one of {', '.join(DTYPES)}; for example float32")
+        near = did_you_mean(dtype, DTYPES)
+        raise UserError(f"dtype={dtype!r} must be one of {', '.join(DTYPES)}; for example float32{near}")
     config = load_config(name) if kind is None else load_config(name, kind.example)
     source = resolve_source(name)
     cls = find_class(config, auto_class) if kind is None else kind.auto_class(config, source)

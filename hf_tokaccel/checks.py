@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 import sys
 from collections.abc import Iterable, Sequence
 from numbers import Integral, Real
@@ -60,8 +61,8 @@ def is_number(value: Any) -> bool:
     """Whether it is a finite number, for which a truth value does not stand."""
     if isinstance(value, bool) or not isinstance(value, (int, float, Real)):
         return False
-    # False of NaN, and exact of whole numbers that no float can hold.
-    return abs(value) <= sys.float_info.max
+    # Some whole numbers are larger than every float.
+    return abs(value) <= sys.float_info.max if isinstance(value, int) else math.isfinite(value)
 
 
 def as_plain(value: Any) -> Any:

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from .checks import UserError
+from .checks import UserError, did_you_mean
+from .images import run_once
 
 SUFFIXES = {"onnx": ".onnx", "torch": ".pt2"}
 # Of the largest output: ONNX Runtime fuses and reorders float32 arithmetic.
@@ -78,7 +79,8 @@ def export_model(
     """
     path = Path(path)
     if format not in SUFFIXES:
-        raise UserError(f"format={format!r} must be one of {', '.join(SUFFIXES)}; for example onnx")
+        near = did_you_mean(format, SUFFIXES)
+        raise UserError(f"format={format!r} must be one of {', '.join(SUFFIXES)}; for example onnx{near}")
     if path.suffix != SUFFIXES[format]:
         raise UserError(
             f"{path} must end in {SUFFIXES[format]} for format {format}, for example model{SUFFIXES[format]}"
@@ -87,7 +89,7 @@ def export_model(
     plain = _Plain(model).eval()
     # Other images than those of the export: a constant that was baked in shows.
     probe = images.flip(-1) * 0.9 + 0.05
-    expected = _tensors(model(pixel_values=probe))
+    expected = _tensors(run_once(model, probe))
     write = _write_onnx if format == "onnx" else _write_program
     try:
         write(plain, images, path, list(expected))

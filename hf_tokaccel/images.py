@@ -97,15 +97,21 @@ def open_photographs(paths: Sequence[str | Path] = ()) -> dict[str, np.ndarray]:
         paths = [next(folder.glob(f"{name}.*"), folder / f"{name}.png") for name in PHOTOGRAPHS]
     missing = [str(path) for path in paths if not Path(path).is_file()]
     if missing:
-        raise UserError(
-            f"image {', '.join(missing)} does not exist; give image files, or no path for those of scikit-image"
-        )
+        raise UserError(f"{no_image(missing[0])}; give image files, or no path for those of scikit-image")
     images = {}
     for path in map(Path, paths):
         if path.stem in images:
             raise UserError(f"two photographs are called {path.stem!r}, the last is {path}; rename one of them")
         images[path.stem] = read_image(path)
     return images
+
+
+def no_image(path: str | Path) -> str:
+    """What is wrong with a path where an image file should be."""
+    if not Path(path).is_dir():
+        return f"image {path} does not exist"
+    files = sorted(entry.name for entry in Path(path).iterdir() if entry.is_file())
+    return f"{path} is a folder, {f'with for example {files[0]}' if files else 'and there is no file in it'}"
 
 
 def patch_size(config) -> int:
@@ -168,3 +174,20 @@ def as_images(photographs: Sequence[Any], size: tuple[int, int], processor: Any 
         pixels = torch.nn.functional.interpolate(pixels, size, mode="bicubic", antialias=True).clamp(0, 1)
         images.append((pixels - mean[:, None, None]) / std[:, None, None])
     return torch.cat(images)
+
+
+@torch.no_grad()
+def run_once(model: Any, images: torch.Tensor, **inputs: Any) -> Any:
+    """The output for images (B, 3, h, w), asked for before anything is measured or written.
+
+    Raises:
+        ValueError: The model does not take images of this size, or needs other inputs too.
+    """
+    try:
+        return model(pixel_values=images, **inputs)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise UserError(
+            f"{type(model).__name__} does not run on images of {tuple(images.shape[-2:])} alone: "
+            f"{' '.join(str(error).split())[:300]}; give a size that it takes, or a model that reads images "
+            "only, such as the vision tower of a model with text"
+        ) from error

@@ -12,7 +12,7 @@ from torch.ao.nn.quantized.dynamic import Linear as QuantizedLinear
 from torch.ao.quantization import quantize_dynamic
 from transformers import PreTrainedModel
 
-from .checks import UserError
+from .checks import UserError, did_you_mean
 
 BACKENDS = ("torch", "torchao")
 
@@ -56,7 +56,8 @@ def quantize_int8(model: PreTrainedModel, backend: str = "torch") -> PreTrainedM
 def check_backend(backend: str) -> None:
     """Raises ValueError for a backend of `quantize_int8` that is unknown or not installed."""
     if backend not in BACKENDS:
-        raise UserError(f"backend={backend!r} must be one of {', '.join(BACKENDS)}; for example torch")
+        near = did_you_mean(backend, BACKENDS)
+        raise UserError(f"backend={backend!r} must be one of {', '.join(BACKENDS)}; for example torch{near}")
     if backend == "torchao" and importlib.util.find_spec("torchao") is None:
         raise UserError(
             "backend='torchao' needs the package torchao, which is not installed: pip install torchao, or take "

@@ -6,10 +6,12 @@ import json
 import threading
 
 import fresh
+import gpu
 import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
+from torch._subclasses.fake_tensor import DataDependentOutputException
 from transformers import AutoModel
 
 import hf_tokaccel as ta
@@ -85,6 +87,8 @@ class FamilyTester:
         secondary: whether another class, of this family or of one built alike, runs the same blocks by the same
             wrappers; then compiling, exporting and fresh processes, which take most of the time, are tested by
             `make test-slow` only.
+        reads_values: whether the native forward asks for values of tensors, so that it waits for a GPU itself.
+        takes_adaptive: whether clusters of free shape can take the place of a grid; windows refuse them.
         slow_graphs: whether the same holds, but for fresh processes, for a class whose blocks are its own, to keep the
             default run short: its wrappers are those of a family that is tested by default.
     """
@@ -114,6 +118,8 @@ class FamilyTester:
     unchanged_states = None
     secondary = False
     slow_graphs = False
+    reads_values = False
+    takes_adaptive = True
 
     def config(self):
         """A tiny native configuration with large random weights; default ones output about 1e-8 and prove nothing."""
@@ -163,7 +169,7 @@ class FamilyTester:
         for a, b in zip(actual, expected, strict=True):
             assert a.shape == b.shape
             scale = b.abs().max().item()
-            assert (a - b).abs().max().item() <= (tolerance or self.tolerance) * scale + 1e-12
+            assert (a - b).abs().max().item() <= (self.tolerance if tolerance is None else tolerance) * scale + 1e-12
 
     def assert_differs(self, actual, expected, ratio=1e-3):
         assert any((a - b).abs().max() > ratio * b.abs().max() for a, b in zip(actual, expected, strict=True))
@@ -178,17 +184,24 @@ class FamilyTester:
             states = [self.run(module, images, output_hidden_states=True) for module in (off, model)]
             assert all(torch.equal(a, b) for a, b in zip(*states, strict=True))
 
+    @property
+    def identity(self):
+        """A setting whose clusters are the tokens."""
+        return {**self.accel, "cluster_grid": list(self.grid), "iterations": 0, "expansion": "nearest"}
+
     def test_identity_plan_is_native(self, model, monkeypatch):
         # As many clusters as tokens of a window are refused, since they save nothing.
         monkeypatch.setattr(TokenClusteringConfig, "check_window_grid", lambda *args: None)
-        setting = {**self.accel, "cluster_grid": list(self.grid), "iterations": 0, "expansion": "nearest"}
-        expected, actual = self.run(model, self.images()), self.run(ta.accelerate(model, setting), self.images())
+        expected, actual = self.run(model, self.images()), self.run(ta.accelerate(model, self.identity), self.images())
         assert all(torch.equal(a, b) for a, b in zip(actual, expected, strict=True))
+
+    @classmethod
+    def all_forms(cls):
+        return (every_pair if cls.secondary else every_combination)(cls.forms)
 
     def pytest_generate_tests(self, metafunc):
         if metafunc.function.__name__ == "test_every_form_runs_and_acts":
-            forms = (every_pair if self.secondary else every_combination)(self.forms)
-            metafunc.parametrize("form", forms, ids=lambda form: "-".join(map(str, form.values())))
+            metafunc.parametrize("form", self.all_forms(), ids=lambda form: "-".join(map(str, form.values())))
 
     def test_every_form_runs_and_acts(self, model, native_output, form):
         native, actual = native_output, self.run(ta.accelerate(model, self.accel | form), self.images())
@@ -205,6 +218,18 @@ class FamilyTester:
         self.assert_differs(actual, native, 1e-4)
         off = self.run(ta.accelerate(fast, None), images)
         assert all(torch.equal(a, b) for a, b in zip(off, native, strict=True))
+
+    def test_adaptive_clusters_run_or_are_refused(self, model, native_output):
+        """Those of every head; `adaptive_family.py` holds one class of each family to the other guarantees."""
+        setting = {"cluster_after": self.accel["cluster_after"], "clusters": 0.5}
+        if not self.takes_adaptive:
+            with pytest.raises(ValueError, match=r"clusters=0.5 .*None for .*cluster_grid=\(7, 7\)"):
+                ta.accelerate(model, setting)
+            return
+        actual = self.run(ta.accelerate(model, setting), self.images())
+        assert [a.shape for a in actual] == [b.shape for b in native_output]
+        assert all(a.isfinite().all() for a in actual)
+        self.assert_differs(actual, native_output, 1e-4)
 
     # frames of a clip that share a plan
 
@@ -265,6 +290,16 @@ class FamilyTester:
         for thread in threads:
             thread.join()
         assert not wrong
+
+    # on a GPU
+
+    @gpu.every_format()
+    def test_nothing_of_ours_waits_for_a_gpu(self, model, fast, number_format):
+        if self.reads_values:
+            with pytest.raises(DataDependentOutputException):
+                gpu.waits(model, self.run, self.images(), number_format)
+            return
+        assert not gpu.waits(fast, self.run, self.images(), number_format)
 
     # 5, 6: loading and saving
 
@@ -393,6 +428,24 @@ class FamilyTester:
 
     # 8: training
 
+    @pytest.mark.slow
+    @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::DeprecationWarning")
+    def test_traces(self, fast):
+        """As torch.jit.trace does; test_swin has a quick case of it."""
+
+        class Whole(torch.nn.Module):  # It knows the parameters, which a function would not.
+            def __init__(self):
+                super().__init__()
+                self.model = fast
+
+            def forward(whole, images):  # noqa: N805
+                return tuple(self.run(whole.model, images))
+
+        with torch.no_grad():  # A trace does not know those of `run`.
+            traced = torch.jit.trace(Whole(), self.images(), check_trace=False)
+            actual = traced(self.images(seed=5))
+        self.assert_close(actual, self.run(fast, self.images(seed=5)))
+
     def test_gradients_flow_and_checkpointing_changes_nothing(self, model):
         fast = ta.accelerate(self.build(), self.accel).train()
 
@@ -425,7 +478,7 @@ class FamilyTester:
         actual = fast(self.images(), output_hidden_states=True)
         assert list(actual.keys()) == list(expected.keys())
         assert [h.shape for h in actual.hidden_states] == [h.shape for h in expected.hidden_states]
-        unchanged = self.accel["cluster_after"] + 1 if self.unchanged_states is None else self.unchanged_states
+        unchanged = as_accel(self.accel).starts[0] + 1 if self.unchanged_states is None else self.unchanged_states
         for index in range(unchanged):  # still at full resolution
             assert torch.equal(actual.hidden_states[index], expected.hidden_states[index])
         self.assert_differs([actual.hidden_states[-1]], [expected.hidden_states[-1]])
@@ -445,8 +498,10 @@ class FamilyTester:
             attentions = fast(self.images(), output_attentions=True).attentions
         assert len(attentions) == self.depth
         prefix = attentions[0].shape[-1] - self.slices * self.grid[0] * self.grid[1]
-        clusters = self.slices * self.accel["cluster_grid"][0] * self.accel["cluster_grid"][1]
-        assert attentions[self.accel["cluster_after"]].shape[-2:] == (prefix + clusters, prefix + clusters)
+        setting = as_accel(self.accel)
+        for index, count in zip(setting.starts, setting.counts(self.grid[0] * self.grid[1]), strict=True):
+            length = prefix + self.slices * count
+            assert attentions[index].shape[-2:] == (length, length)
 
     def test_other_image_sizes(self, model, fast):
         if self.other_size is None:
@@ -476,13 +531,13 @@ class FamilyTester:
 
     def test_blocks_are_described_as_they_run(self, fast, flops):
         """From that description settings for a speed-up are found."""
-        images, accel = self.images(), fast.config.accel
+        images, accel = self.images(), as_accel(fast.config.accel)
         encoder = describe_encoder(fast.config, tuple(images.shape[-2:]))
         blocks = {name: part for name, part in fast.named_modules() if isinstance(part, TrackedBlock)}
         path, layers = next(iter(blocks)).rpartition(".")[0], blocks
-        clustered = encoder.clusters(as_accel(accel))
+        clustered = encoder.clusters(accel)
         # Hosts with stages track the blocks of one.
-        first = 0 if len(layers) == len(encoder.blocks) else encoder.span_of(accel["cluster_after"])[0]
+        first = 0 if len(layers) == len(encoder.blocks) else encoder.span_of(accel.starts[0])[0]
         for counts, shapes in zip(flops, ([None] * len(clustered), clustered), strict=True):
             for index, block in enumerate(encoder.blocks[first : first + len(layers)], first):
                 counted = counts[f"{path}.{index - first}"] / len(images)

@@ -5,6 +5,7 @@ import json
 import warnings
 
 import fresh
+import gpu
 import numpy as np
 import pytest
 import torch
@@ -225,6 +226,10 @@ class SemanticTester:
         assert torch.equal(torch.get_rng_state(), state)
         singles = [self.run(fast, image[None]) for image in self.images(3)]
         self.assert_close([torch.cat(parts) for parts in zip(*singles, strict=True)], together)
+
+    @gpu.every_format()
+    def test_nothing_of_ours_waits_for_a_gpu(self, fast, number_format):
+        assert not gpu.waits(fast, self.run, self.images(), number_format)
 
     def test_every_parameter_acts(self, fast):
         """But for biases of keys, which softmax ignores."""

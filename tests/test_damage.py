@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,11 +16,14 @@ from hf_tokaccel.checks import UserError
 from hf_tokaccel.cli import app
 from hf_tokaccel.convert.base import read_checkpoint
 from hf_tokaccel.convert.segmenter import convert
+from hf_tokaccel.hub.card import read_result
+from hf_tokaccel.results.pareto import load_plot
 from hf_tokaccel.settings.methods import as_accel
 from hf_tokaccel.tuning.text import parse_accel
 
 # No sizes that a model could have, but not on this machine.
 SMALL = [v for v in HOSTILE if not isinstance(v, (int, float)) or not 1000 < abs(v) <= 2**31]
+ROOT = Path(__file__).parents[1]
 SLOW = pytest.mark.slow
 
 
@@ -99,6 +103,17 @@ def test_settings(count):
             outcome(lambda value=value, name=name: parse_accel(json.dumps({name: value})))
 
 
+@pytest.mark.parametrize("count", [60, pytest.param(5000, marks=SLOW)])
+def test_results(tmp_path, count):
+    path = tmp_path / "result.json"
+    content = json.loads((ROOT / "docs" / "evaluate_depth" / "result.json").read_text())
+    content["rows"] = content["rows"][:2]
+    assert check_all(mutations(content, count), lambda v: path.write_text(json.dumps(v)), lambda: load_plot(path), "")
+    check_all(
+        mutations(content, count), lambda v: path.write_text(json.dumps(v)), lambda: read_result(path), str(path)
+    )
+
+
 def refused(*arguments):
     """The one line that a command says."""
     result = CliRunner().invoke(app, list(map(str, arguments)))
@@ -151,6 +166,7 @@ def test_a_folder_with_one_wrong_file(fast, base, tmp_path, name, content, says)
         ("cluster_after=4,cluster_grid=²x²", "cluster_grid='²x²' is not valid"),
         ("cluster_afte=4,cluster_grid=4", "in accel (did you mean cluster_after?). Allowed"),
         ("cluster_after=1,cluster_grid=2,expansion=dleta", "for example expansion='delta'"),
+        ("relased:dpt-kitti-16x16-after-5", "(did you mean released?)"),
         ("released:segmenter-ade20k-28x28-aftr-16", "(near it: segmenter-ade20k-28x28-after-16"),
     ],
 )
@@ -202,3 +218,24 @@ def test_support_is_asked_before_the_image_size(tmp_path):
         ("tune", tmp_path / "resnet", "--gflops", "0.5"),
     ):
         assert "model type 'resnet' cannot be accelerated" in refused(*command)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("models", "dptt"), "no model type or class holds 'dptt' (did you mean dpt?)"),
+        (("presets", "segmentr"), "no preset holds 'segmentr' (did you mean"),
+        (("show", "astronat"), "(did you mean astronaut?)"),
+        (("show", "EMPTY"), "is a folder, and there is no file in it"),
+        (("bench", "dpt-larg-384"), "model 'dpt-larg-384' is not known (did you mean dpt-large-384?)"),
+        (("evaluate", "instnces"), "model 'instnces' is not known (did you mean instances?)"),
+        (("evaluate", "depth", "--images", "EMPTY", "--cpu"), "is a folder, and there is no file in it"),
+        (("evaluate", "segmentation", "--dataset", "ade20:x", "--cpu"), "(did you mean ade20k?)"),
+        (("evaluate", "segmentation", "--dataset", "scens", "--cpu"), "(did you mean scenes?)"),
+        (("evaluate", "panoptic", "--dataset", "coc:x", "--cpu"), "(did you mean coco?)"),
+        (("evaluate", "depth", "--split", "tset", "--cpu"), "(did you mean test?)"),
+        (("tune", "depth", "--gflops", "0.5", "--images", "EMPTY"), "holds no image file"),
+    ],
+)
+def test_the_nearest_right_name(tmp_path, arguments, says):
+    assert says in refused(*(str(tmp_path) if word == "EMPTY" else word for word in arguments))

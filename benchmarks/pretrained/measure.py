@@ -14,11 +14,10 @@ from torch import Tensor
 
 from benchmarks.quality.claim import front
 from hf_tokaccel.measure.speed import seconds_interleaved, summarise
+from hf_tokaccel.rivals import build
 
 from .methods import METHODS, Field, Row
 from .subject import Judge, features
-
-AXES = ("blocks", "gflops", "time")
 
 
 @dataclass(frozen=True)
@@ -88,15 +87,16 @@ def measure(judge: Judge, field: Field, rounds: int, only: Sequence[str] | None 
         if only is not None and method.__name__ not in only:
             continue
         try:
-            rows += list(method(field))
+            rows += [(method.__name__, row) for row in method(field)]
         except (ValueError, RuntimeError) as error:  # models with a fixed size raise either
             notes.append(f"no {method.__name__.replace('_', ' ')}: {error}".rstrip("."))
     whole = field.subject.gflops(dense_row(field).rival)
     found = []
-    for row in track(rows, f"{len(rows)} rows"):
+    for kind, row in track(rows, f"{len(rows)} rows"):
         gflops = field.subject.gflops(row.rival)
         found.append(
             {
+                "of": kind,
                 "method": row.method,
                 "name": row.rival.name,
                 "accel": row.rival.accel,
@@ -106,7 +106,7 @@ def measure(judge: Judge, field: Field, rounds: int, only: Sequence[str] | None 
                 **errors_of(row, judge, dense),
             }
         )
-    add_times(found, rows, field, rounds)
+    add_times(found, [row for _, row in rows], field, rounds)
     return {
         "checkpoint": judge.name,
         "size": judge.size,
@@ -120,8 +120,6 @@ def measure(judge: Judge, field: Field, rounds: int, only: Sequence[str] | None 
 
 
 def dense_row(field: Field) -> Row:
-    from hf_tokaccel.rivals import build
-
     return Row("dense", build.dense(field.subject), 1.0)
 
 

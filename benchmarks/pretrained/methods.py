@@ -27,11 +27,12 @@ SMALLEST = 0.55  # of the side, of lower resolutions
 # squared distance between tokens there, beside "auto"; on corners of this share of some photographs, for these speeds.
 STARTS, TEMPERATURES = (1 / 12, 2 / 12, 4 / 12, 6 / 12), (5.0, 20.0, 80.0)
 CORNER, SEARCHED_IMAGES, SEARCHED_SHARES = 0.6, 4, (0.8, 0.6, 0.4)
-# Steps of adaptive clusters after these shares of the depth, twelfths since the models that were looked at have 12.
+# Steps of adaptive clusters after these shares of the depth, in twelfths.
 STEPS = {
     "one step": (2,),
     "three steps": (1, 4, 8),
     "five steps": (1, 3, 5, 7, 9),
+    "nine steps": (0, 1, 2, 3, 4, 5, 6, 8, 10),
     "eleven steps": tuple(range(1, 12)),
 }
 
@@ -177,7 +178,8 @@ def token_merging(field: Field) -> Iterator[Row]:
 
 def _steps(field: Field, name: str) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
     depth = len(field.encoder.blocks)
-    after = tuple(dict.fromkeys(max(1, round(twelfths * depth / 12)) for twelfths in STEPS[name]))
+    # A step that comes after a block never moves to the embeddings.
+    after = tuple(dict.fromkeys(max(min(1, twelfths), twelfths * depth // 12) for twelfths in STEPS[name]))
     for share in field.shares:
         clusters = steps_for(field.encoder, after, share)
         if clusters is not None:
@@ -185,11 +187,14 @@ def _steps(field: Field, name: str) -> Iterator[tuple[tuple[int, ...], tuple[int
 
 
 def adaptive(field: Field) -> Iterator[Row]:
-    """Adaptive clusters: steps that each leave the same part of the clusters, matched in one round and in several."""
-    for name, share in (*((name, 0.5) for name in STEPS), ("one step", 0.2), ("five steps", 0.2)):
+    """Adaptive clusters: steps that each leave the same part of the clusters.
+
+    Rounds join at most a fifth of the clusters, so that most steps take one round; with "half rounds" at most a half.
+    """
+    for name, share in (*((name, 0.2) for name in STEPS), ("five steps", 0.5)):
         for after, clusters in _steps(field, name):
             setting = TokenClusteringConfig(cluster_after=after, clusters=clusters, round_share=share)
-            method = f"adaptive, {name}" + (", small rounds" if share < 0.5 else "")
+            method = f"adaptive, {name}" + (", half rounds" if share == 0.5 else "")
             yield field.clustered(method, setting, counts_of(field.encoder, after, clusters))
 
 

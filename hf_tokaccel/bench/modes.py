@@ -13,7 +13,7 @@ from torch.overrides import TorchFunctionMode
 from transformers import PreTrainedModel
 
 from ..auto import accelerate
-from ..checks import UserError
+from ..checks import UserError, did_you_mean
 from ..measure.compilation import compile_model
 from ..quantization import check_backend, quantize_int8
 from ..upstream import can_set_attention
@@ -114,9 +114,10 @@ def parse_mode(text: str, backend: str = "inductor") -> Mode:
         kind = next((name for name, words in choices.items() if word in words), None)
         if kind is None or kind in values:
             allowed = "; ".join(f"one of {', '.join(words)}" for words in choices.values())
+            near = did_you_mean(word, [known for words in choices.values() for known in words]) if kind is None else ""
             raise UserError(
                 f"mode {text!r} has {word!r} where {allowed} is expected, at most one of each kind; "
-                "for example bfloat16,sdpa,compile"
+                f"for example bfloat16,sdpa,compile{near}"
             )
         values[kind] = word
     return Mode(**values, backend=backend)

@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 
 from ..auto import accelerate
 from ..checks import UserError
+from ..images import run_once
 from ..measure.agreement import Reading, mean_agreement, read_pixels
 from ..measure.environment import describe_environment
 from ..measure.memory import peak_memory
@@ -82,7 +83,7 @@ def bench(
     settings = settings and [TokenClusteringConfig.from_dict(s) if isinstance(s, dict) else s for s in settings]
     size = tuple(images.shape[-2:])
     model = model.eval().requires_grad_(False)
-    _check_runs(model, images)
+    read_pixels(run_once(model, images[:1]))
     if settings is None:
         settings = default_settings(model, size, CAREFUL_AND_BOLD)
     subject = Subject(accelerate(model, None), size)
@@ -115,18 +116,6 @@ def bench(
         rows=_rows(runners, seconds, gflops, len(images)),
         notes=notes,
     )
-
-
-def _check_runs(model: PreTrainedModel, images: Tensor) -> None:
-    try:
-        output = model(pixel_values=images[:1])
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise UserError(
-            f"{type(model).__name__} does not run on images of {tuple(images.shape[-2:])} alone: "
-            f"{' '.join(str(error).split())[:300]}; give a size that it takes, or a model that reads images "
-            "only, such as the vision tower of a model with text"
-        ) from error
-    read_pixels(output)
 
 
 def _prepare(rival: Rival, mode: Mode, images: Tensor) -> _Runner:

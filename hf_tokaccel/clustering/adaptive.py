@@ -10,30 +10,17 @@ nothing is random, and ties are broken by order.
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ..checks import check_choice, is_count, is_number, require
-from .constants import constant
-from .functional import _autocast_off, _exact, first_least, first_rows, mean_token, pulls
+from .functional import _autocast_off, _exact, mean_token, pulls
+from .pulling import is_half, partition_by_pulling, pulled_means
+from .regions import TokenRegions, choose, matching_rounds, tile_order
 
 EXPANSIONS = ("delta", "nearest")
-
-
-class TokenRegions(NamedTuple):
-    """Result of `partition_tokens`."""
-
-    rows: Tensor
-    """(B, N) int64: the region of each token, 0 to M - 1."""
-    sizes: Tensor
-    """(B, M) int64: tokens of each region."""
-    order: Tensor | None = None
-    """(B, N) int64: tokens region by region, where means are taken that way (on a GPU)."""
-    starts: Tensor | None = None
-    """(B, M + 1) int64: where each region begins in `order`, and N."""
 
 
 def partition_tokens(
@@ -66,12 +53,12 @@ def partition_tokens(
     _check_partition(keys, count, share, rows, grid, tile)
     batch, tokens = keys.shape[:2]
     with torch.no_grad(), _autocast_off(keys):
+        if pulls(keys):
+            return partition_by_pulling(keys.detach(), count, share, rows, grid, tile)
         x = keys.detach()
         x = x - mean_token(x)
-        if pulls(keys):
-            return _partition_by_pulling(x, count, share, rows, grid, tile)
         if rows is None:
-            order = None if tile is None else _tile_order(grid, tile, keys.device)
+            order = None if tile is None else tile_order(grid, tile, keys.device)
             place = torch.arange(tokens, device=keys.device)
             if order is not None:
                 x = x.index_select(1, order)
@@ -96,7 +83,7 @@ def average_tokens(tokens: Tensor, regions: TokenRegions) -> Tensor:
     _check_rows("tokens", tokens, regions.rows)
     with _autocast_off(tokens):
         if pulls(tokens):
-            return _pulled_means(tokens, regions)
+            return pulled_means(tokens, regions)
         return _means(_exact(tokens), regions).to(tokens.dtype)
 
 
@@ -130,6 +117,10 @@ def reconstruct_regions(
     require(given, "expansion", expansion, "'nearest' where tokens and centroids are not given", "nearest")
     _check_rows("tokens", tokens, regions.rows)
     with _autocast_off(refined):
+        if pulls(refined) and is_half(refined, tokens):
+            # Rounded as what the blocks of such a model add is, so that the largest tensors stay half as large.
+            change = (refined.float() - centroids).to(refined.dtype)
+            return _take(change, regions.rows).add_(tokens)
         # What is half precision is widened inside of the operators.
         change = _exact(refined) - centroids
         # In place: the sum is as large as all tokens.
@@ -175,19 +166,10 @@ def append_bias(query: Tensor, key: Tensor, bias: Tensor, scale: float, multiple
     return query, key
 
 
-def matching_rounds(regions: int, count: int, share: float) -> list[int]:
-    """How many regions each round joins to others."""
-    joined = []
-    while regions > count:
-        joined.append(min(regions - count, max(1, math.floor(share * regions))))
-        regions -= joined[-1]
-    return joined
-
-
 def _join(sizes: Tensor, means: Tensor, joined: int, group: int | None) -> tuple[Tensor, Tensor, Tensor]:
     """One round: where each region (B, m) goes, sizes and means (B, m - joined, ...) after it."""
     batch, regions = sizes.shape
-    cost, choice = _choose(sizes, means, regions if group is None else group)
+    cost, choice = choose(sizes, means, regions if group is None else group)
     leaves = _cheapest(cost, joined)
     own = torch.arange(regions, device=means.device).expand(batch, -1)
     places = _interleave(torch.where(leaves, choice, own[:, ::2]), own[:, 1::2])
@@ -214,121 +196,6 @@ def _interleave(even: Tensor, odd: Tensor) -> Tensor:
     return torch.stack((even, odd), -1).flatten(1)[:, :places]
 
 
-def _choose(sizes: Tensor, means: Tensor, group: int) -> tuple[Tensor, Tensor]:
-    """For the regions at even places the least Ward cost (B, ceil(m / 2)) and the place of the region that has it.
-
-    Choices stay inside of groups of so many consecutive regions.
-    """
-    regions = means.shape[1]
-    group = min(group, regions + regions % 2)
-    groups = -(-regions // group)
-    spare = groups * group - regions
-    if spare:
-        means, sizes = F.pad(means, (0, 0, 0, spare)), F.pad(sizes, (0, spare), value=math.inf)
-    x, n = means.unflatten(1, (groups, group)), sizes.unflatten(1, (groups, group))
-    squares, share = x.square().sum(-1), 1 / n
-    # In place, since these are the large tensors: a - 2 ab + b, times n m / (n + m).
-    cost = x[:, :, ::2] @ x[:, :, 1::2].transpose(-1, -2)
-    cost.mul_(-2).add_(squares[:, :, ::2, None]).add_(squares[:, :, None, 1::2]).clamp_(min=0)
-    cost.div_(share[:, :, ::2, None] + share[:, :, None, 1::2])
-    if spare:
-        cost.masked_fill_((share[:, :, None, 1::2] == 0) | (share[:, :, ::2, None] == 0), math.inf)
-    least, place = first_least(cost)
-    first = torch.arange(groups, device=means.device)[:, None] * group
-    evens = (regions + 1) // 2
-    return least.flatten(1)[:, :evens], (2 * place + 1 + first).flatten(1)[:, :evens]
-
-
-def _partition_by_pulling(x, count, share, rows, grid, tile) -> TokenRegions:
-    """The same partition in the form for a GPU: few launches, and sums that are the same bit by bit in every run.
-
-    Each round takes the means of its regions anew from the tokens, which lie region by region in `order`.
-    """
-    if rows is None:
-        regions, member, means, starts = x.shape[1], None, x, None
-        if tile is not None:
-            order, member = constant(x, _tile_places, grid, tile)
-            means, member = x.index_select(1, order), member.expand(len(x), -1)
-    else:
-        regions, member = rows.sizes.shape[1], rows.rows
-        order, starts = (rows.order, rows.starts) if rows.order is not None else _by_region(member, regions)
-        means = _bag_means(x, order, starts)
-    for joined in matching_rounds(regions, count, share):
-        least, choice = _choose_by_pulling(means, starts, tile)
-        number = _numbers(least, choice, joined, regions)
-        member, regions = (number if member is None else number.gather(1, member)), regions - joined
-        order, starts = _by_region(member, regions)
-        if regions > count:
-            means = _bag_means(x, order, starts)
-    if starts is None:
-        member = constant(x, _counting, len(x), regions) if member is None else member
-        order, starts = _by_region(member, regions)
-    return TokenRegions(member.contiguous(), starts[:, 1:] - starts[:, :-1], order, starts)
-
-
-def _choose_by_pulling(means: Tensor, starts: Tensor | None, tile: int | None) -> tuple[Tensor, Tensor]:
-    """As `_choose`, with the number of the region at an odd place in place of its place."""
-    if tile is not None:
-        sizes = means.new_ones(means.shape[:2]) if starts is None else (starts[:, 1:] - starts[:, :-1]).to(means.dtype)
-        least, places = _choose(sizes, means, tile * tile)
-        return least, places // 2
-    squares = torch.linalg.vector_norm(means, dim=-1).square()
-    cost = squares[:, ::2, None] + squares[:, None, 1::2]
-    cost.baddbmm_(means[:, ::2], means[:, 1::2].transpose(1, 2), alpha=-2)
-    if starts is not None:
-        shares = (starts[:, 1:] - starts[:, :-1]).reciprocal()
-        cost.div_(shares[:, ::2, None] + shares[:, None, 1::2])
-    return first_least(cost) if torch.compiler.is_compiling() else cost.min(-1)
-
-
-def _numbers(least: Tensor, choice: Tensor, joined: int, regions: int) -> Tensor:
-    """(B, regions): the number of each in the next round, that of the one it joins where it joins one."""
-    # Of those that tie at the border, the kernel takes the first.
-    leaves = least.topk(joined, dim=1, largest=False, sorted=False).indices
-    stays = constant(least, _all_but_first, len(least), regions + 1).clone()
-    stays[:, 1::2].scatter_(1, leaves, 0)
-    number = stays.cumsum(1)[:, :-1]
-    joins = number[:, 1::2].gather(1, choice.gather(1, leaves))
-    number[:, ::2].scatter_(1, leaves, joins)
-    return number
-
-
-def _by_region(member: Tensor, regions: int) -> tuple[Tensor, Tensor]:
-    """`TokenRegions.order` and `TokenRegions.starts` from the region (B, N) of each token."""
-    ordered, order = member.sort(dim=1, stable=True)
-    return order, torch.searchsorted(ordered, constant(member, _counting, len(member), regions + 1))
-
-
-def _pulled_means(x: Tensor, regions: TokenRegions) -> Tensor:
-    order, starts = regions.order, regions.starts
-    if order is None:
-        order, starts = _by_region(regions.rows, regions.sizes.shape[1])
-    return _bag_means(x, order, starts)
-
-
-def _bag_means(x: Tensor, order: Tensor, starts: Tensor) -> Tensor:
-    """Means (B, M, C) of the rows of x (B, N, C), each region by one reader; summed in float32 or better on a GPU."""
-    if len(x) > 1:
-        first = constant(order, first_rows, len(x), x.shape[1])[..., 0]
-        order, starts = order + first, starts + first
-    # The last of each image begins where it ends: an empty one.
-    bags = F.embedding_bag(order.flatten(), x.flatten(0, 1), starts.flatten(), mode="mean")
-    return bags.unflatten(0, (len(x), -1))[:, :-1]
-
-
-def _counting(batch: int, count: int, device: torch.device) -> Tensor:
-    return torch.arange(count, device=device).repeat(batch, 1)
-
-
-def _all_but_first(batch: int, count: int, device: torch.device) -> Tensor:
-    return _counting(batch, count, device).clamp(max=1)
-
-
-def _tile_places(grid: tuple[int, int], tile: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    order = _tile_order(grid, tile, device)
-    return order, order.argsort()
-
-
 def _means(x: Tensor, regions: TokenRegions) -> Tensor:
     return _sum_rows(x, regions.rows, regions.sizes.shape[1]) / regions.sizes[..., None].to(x.dtype)
 
@@ -350,16 +217,6 @@ def _take(x: Tensor, rows: Tensor) -> Tensor:
 def _flat(rows: Tensor, count: int) -> Tensor:
     """Places in a batch whose images of `count` rows lie one after the other."""
     return (rows + count * torch.arange(rows.shape[0], device=rows.device)[:, None]).flatten()
-
-
-def _tile_order(grid: tuple[int, int], tile: int, device: torch.device) -> Tensor:
-    """(N,) tokens in an order that goes through one tile after the other, each of them row by row."""
-    height, width = grid
-    rows, columns = torch.arange(height, device=device), torch.arange(width, device=device)
-    across = -(-width // tile)
-    number = (rows // tile)[:, None] * across + columns // tile
-    inside = (rows % tile)[:, None] * tile + columns % tile
-    return (number * tile * tile + inside).flatten().argsort()
 
 
 def _check_partition(keys, count, share, rows, grid, tile) -> None:

@@ -366,6 +366,10 @@ def _direct_scores(tiled: Tiled, x: Tensor, mean: Tensor) -> Scores:
         centroids = tiled.gather((total[..., :width] / total[..., width : width + 1]).flatten(0, 1))
         norms = tiled.per_image(torch.linalg.vector_norm(centroids, dim=-1))[:, :, None]
         # The token's own norm is the same for all its clusters: the softmax does not see it.
+        if torch.compiler.is_compiling():
+            # The compiler makes one kernel of the sum and the softmax that follows.
+            cross = tiled.per_image(x @ centroids.transpose(1, 2))
+            return (tables.far - norms.square() * scale + cross * (2 * scale)).flatten(0, 1)
         score = torch.addcmul(tables.far, norms, norms, value=-scale).flatten(0, 1)
         return score.baddbmm_(x, centroids.transpose(1, 2), alpha=2 * scale)
 

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 from torch.utils.data import Dataset
 
-from ..checks import UserError
+from ..checks import UserError, did_you_mean
 from ..images import reading
 from ..scenes import SceneDataset
 
@@ -119,12 +119,14 @@ def load_table(name: str, split: str, specifications: str):
         if (folder / "dataset_dict.json").is_file():
             splits = datasets.load_from_disk(name)
             if split not in splits:
-                raise UserError(f"dataset {name!r} has no split {split!r}; it has {', '.join(splits)}")
+                near = did_you_mean(split, splits)
+                raise UserError(f"dataset {name!r} has no split {split!r}; it has {', '.join(splits)}{near}")
             return splits[split]
         if (folder / "state.json").is_file():
             return datasets.load_from_disk(name)
     elif name.startswith((".", "/", "~")) or name.count("/") != 1 or not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
-        raise UserError(f"dataset {name!r} is neither known nor a folder; use {specifications}")
+        near = did_you_mean(name, re.split(r"[ ,]+", specifications))
+        raise UserError(f"dataset {name!r} is neither known nor a folder; use {specifications}{near}")
     try:
         return datasets.load_dataset(name, split=split)
     except Exception as error:  # The library raises a different type for each of network, name, split and file format.
@@ -139,7 +141,7 @@ def check_columns(table, name: str, columns: Mapping[str, str]) -> None:
         if column not in table.column_names:
             raise UserError(
                 f"dataset {name!r} has no column {column!r}; it has {', '.join(table.column_names)}; "
-                f"choose with {option}"
+                f"choose with {option}{did_you_mean(column, table.column_names)}"
             )
 
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ..checks import UserError, brief
-from ..images import read_image
+from ..checks import UserError, brief, did_you_mean
+from ..images import no_image, read_image
 from ..measure.flops import count_gflops
 from ..measure.variant import Variant
 from ..rivals.build import Subject, rivals_of
@@ -102,12 +102,12 @@ def open_sample(image: str, loaded: Loaded) -> dict:
     if path.is_file():
         return {"image": read_image(path), "name": path.stem}
     if path.suffix or len(path.parts) > 1:
-        raise UserError(f"image {image} does not exist; give an image file, or for example astronaut or scene")
+        raise UserError(f"{no_image(path)}; give an image file, or for example astronaut or scene")
     found = _photographs()
     if image not in found:
         raise UserError(
             f"image {image!r} is no file, no rendered scene and not among scikit-image's colour photographs: "
-            f"{', '.join(sorted(found))}; for example astronaut"
+            f"{', '.join(sorted(found))}; for example astronaut{did_you_mean(image, found)}"
         )
     return {"image": read_image(found[image]), "name": image}
 

@@ -152,5 +152,5 @@ class AdaptiveClusters:
     def _move(self, device: torch.device) -> None:
         # A device map may split the clustered blocks over devices.
         if self.tokens.device != device:
-            self.regions = TokenRegions(*(part.to(device) for part in self.regions))
+            self.regions = TokenRegions(*(part if part is None else part.to(device) for part in self.regions))
             self.tokens, self.centroids = self.tokens.to(device), self.centroids.to(device)

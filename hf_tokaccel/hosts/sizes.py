@@ -21,6 +21,7 @@ from ..checks import UserError
 from ..clustering.adaptive import append_bias
 from ..upstream import ALL_ATTENTION_FUNCTIONS, CompileableContextVar
 from .change import change
+from .fused import attend_fused, fuses
 
 _NAME = "tokaccel_sizes"
 # What takes a bias as its mask; names with "flash" get it as one more feature of queries and keys.
@@ -117,13 +118,25 @@ def sized_attention(
                 f"it takes a bias: use one of {', '.join(_MASKED)} or a flash kernel, for example "
                 "attn_implementation='sdpa'; or size_attention=False."
             )
+        if name == "sdpa" and attention_mask is None and fuses(query, kwargs):
+            return attend_fused(query, key, value, bias, kwargs.get("scaling")), None
         mask = bias.to(query.dtype)
         if attention_mask is not None:
             is_choice = attention_mask.dtype == torch.bool
             mask = mask.masked_fill(~attention_mask, -math.inf) if is_choice else mask + attention_mask
         if name == "flex_attention":
+            _check_flex(query.device)
             mask = mask.expand(-1, -1, query.shape[2], -1)
         return attend(module, query, key, value, mask, **kwargs)
+
+
+def _check_flex(device: torch.device) -> None:
+    # PyTorch 2.14 compiles flex attention with any tensor as the mask to code that ends the process on a CPU.
+    if device.type == "cpu":
+        raise ValueError(
+            "attn_implementation='flex_attention' is not valid with size_attention=True on a CPU, where PyTorch's "
+            "kernel crashes with a bias: use attn_implementation='sdpa'; or size_attention=False."
+        )
 
 
 def _attend_with_feature(attend, module, query, key, value, attention_mask, bias, kwargs) -> tuple[Tensor, None]:

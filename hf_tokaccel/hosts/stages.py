@@ -5,6 +5,7 @@ one of its blocks, the blocks that follow have windows of clusters, and all toke
 """
 
 import functools
+import math
 import operator
 from collections.abc import Callable, Collection
 from dataclasses import replace
@@ -180,7 +181,8 @@ def resize_bias_table(table: Tensor, side: int) -> Tensor:
 
     Bilinear, corners not aligned, in float32: in every forward, so that what is trained and saved is the host's.
     """
-    length = round(table.shape[0] ** 0.5)
+    # torch.jit.trace has tensors for sizes.
+    length = math.isqrt(int(table.shape[0]))
     biases = table.float().t().unflatten(1, (length, length))
     resized = F.interpolate(biases[None], size=(2 * side - 1,) * 2, mode="bilinear", align_corners=False)
     return resized[0].flatten(1).t().to(table.dtype)

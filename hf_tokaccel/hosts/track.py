@@ -190,7 +190,8 @@ class TokenTrack:
         self.clusters, self.clustered = clusters, True
         self.memo.clear()
         if accel.size_attention:
-            self.bias = self._size_bias(kept, clusters.sizes())
+            # In the dtype of the states, so that not every block has to convert it.
+            self.bias = self._size_bias(kept, clusters.sizes()).to(states.dtype)
         self._observe(tokens if keys is None else keys)
         return layout.join(kept, self._unfold(clusters.centroids), clusters.shape)
 

@@ -74,7 +74,7 @@ class TrackedBlock:
 
     def __reduce_ex__(self, protocol: Any) -> tuple:
         # The class has no name of its own that pickle could find.
-        return _new_block, (native_block(type(self)),), self.__dict__
+        return _new_block, (native_block(type(self)),), self.__getstate__()
 
 
 def _new_block(native: type[nn.Module]) -> nn.Module:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from ..checks import UserError
+from ..checks import UserError, did_you_mean
 
 
 def compile_model(model: nn.Module, backend: str = "inductor") -> nn.Module:
@@ -16,7 +16,10 @@ def compile_model(model: nn.Module, backend: str = "inductor") -> nn.Module:
     """
     backends = torch._dynamo.list_backends(exclude_tags=())
     if backend not in backends:
-        raise UserError(f"compile backend {backend!r} must be one of {', '.join(backends)}; for example inductor")
+        near = did_you_mean(backend, backends)
+        raise UserError(
+            f"compile backend {backend!r} must be one of {', '.join(backends)}; for example inductor{near}"
+        )
     # The limit counts all objects that share one forward, and each variant is one.
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 128)
     return torch.compile(model, backend=backend, dynamic=False)

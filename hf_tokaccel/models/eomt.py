@@ -45,7 +45,7 @@ class QueryBlocksConfig(AcceleratedConfig):
         if start >= last:
             raise UserError(
                 f"cluster_after={setting.cluster_after} is not valid: it must be between 0 and {last - 1}, since "
-                f"{why}, for example cluster_after={last // 2}."
+                f"{why}, for example cluster_after={setting.steps_within(last)}."
             )
         if end is not None and end > last:
             raise UserError(

@@ -84,46 +84,54 @@ class TokAccelSamConfig(AcceleratedConfig, SamConfig):
 
 
 def prompted(native_forward: Callable) -> Callable:
-    """Wraps the forward that takes prompts: those outside the image, which native answers with noise, are errors."""
+    """Wraps the forward that takes prompts: those outside the image, which native answers with noise, are errors.
+
+    Prompts on a GPU are not checked: the check would wait for it.
+    """
     names = list(inspect.signature(native_forward).parameters)[1:]
 
     @functools.wraps(native_forward)
     def forward(self, *args, **kwargs):
-        # Values are unknown while compiling.
+        # Values are unknown while compiling, and those on a GPU until all that came before is computed.
         if self.accel is not None and not torch.compiler.is_compiling():
             arguments = {**dict(zip(names[: len(args)], args, strict=True)), **kwargs}
-            sizes = arguments.get("reshaped_input_sizes")
-            if sizes is None:
-                sizes = torch.tensor([(self.config.prompt_encoder_config.image_size,) * 2])
-            check_points(arguments.get("input_points"), arguments.get("input_labels"), sizes)
-            check_boxes(arguments.get("input_boxes"), sizes)
+            points, boxes, sizes = map(arguments.get, ("input_points", "input_boxes", "reshaped_input_sizes"))
+            size = self.config.prompt_encoder_config.image_size
+            check_points(points, arguments.get("input_labels"), sizes, size)
+            check_boxes(boxes, sizes, size)
         return native_forward(self, *args, **kwargs)
 
     return forward
 
 
-def check_points(points: Tensor | None, labels: Tensor | None, sizes: Tensor) -> None:
+def check_points(points: Tensor | None, labels: Tensor | None, sizes: Tensor | None, size: int) -> None:
     """Raises ValueError where a point prompt is not on its image.
 
     Args:
         points: (B, prompts, points, 2) x and y in pixels of the model's input.
         labels: (B, prompts, points); those below 0 mark places to ignore.
-        sizes: (B or 1, 2) height and width of the images in the model's input.
+        sizes: (B, 2) height and width of the images in the model's input.
+        size: side of all where no sizes are given.
     """
-    if points is None or points.ndim != 4:
-        return  # the host says what is wrong
-    limits = sizes.to(points.device).flip(-1)[:, None, None]
+    if points is None or points.ndim != 4 or points.device.type != "cpu":
+        return  # the host says what is wrong with the shape
+    limits = _limits(sizes, size)[:, None, None]
     outside = ((points < -SLACK) | (points > limits + SLACK)).any(-1)
     if labels is not None:
         outside &= labels >= 0
     _refuse("input_points", "point (x, y)", "lie on its image", points, outside, limits)
 
 
-def check_boxes(boxes: Tensor | None, sizes: Tensor) -> None:
+def _limits(sizes: Tensor | None, size: int) -> Tensor:
+    """(B or 1, 2) width and height."""
+    return torch.tensor([(size, size)]) if sizes is None else sizes.cpu().flip(-1)
+
+
+def check_boxes(boxes: Tensor | None, sizes: Tensor | None, size: int) -> None:
     """Raises ValueError where a box prompt (B, boxes, 4) does not touch its image; boxes may reach beyond it."""
-    if boxes is None or boxes.ndim != 3:
+    if boxes is None or boxes.ndim != 3 or boxes.device.type != "cpu":
         return
-    limits = sizes.to(boxes.device).flip(-1)[:, None]
+    limits = _limits(sizes, size)[:, None]
     outside = ((boxes[..., 2:] < 0) | (boxes[..., :2] > limits)).any(-1)
     _refuse("input_boxes", "box (x1, y1, x2, y2)", "touch its image", boxes, outside, limits)
 

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from ..checks import UserError
+from ..checks import UserError, did_you_mean
 
 _MODELS = {"depth": "dpt-scenes", "segmentation": "segmenter-scenes", "panoptic": "mask2former-scenes"}
 REFERENCE_MODELS = tuple(_MODELS)
@@ -19,7 +19,8 @@ def reference_model_path(name: str) -> Path:
     """
     if name not in _MODELS:
         known = ", ".join(repr(known) for known in _MODELS)
-        raise UserError(f"Unknown reference model {name!r}: it must be one of {known}; for example 'depth'.")
+        near = did_you_mean(name, _MODELS)
+        raise UserError(f"Unknown reference model {name!r}: it must be one of {known}; for example 'depth'{near}.")
     folder = Path(__file__).parent / _MODELS[name]
     if not folder.is_dir():
         raise UserError(

@@ -11,7 +11,7 @@ from pathlib import Path
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from ..checks import UserError
+from ..checks import UserError, brief, is_number
 from .rows import Result
 
 # Colour says how full resolution is rebuilt, shape and line what is shortened.
@@ -138,15 +138,19 @@ def load_plot(path: str | Path) -> Plot:
     """
     try:
         values = json.loads(Path(path).read_text(encoding="utf-8"))
-        if "metrics" in values["rows"][0]:
-            return plot_of_result(Result.from_dict(values))
-        if "agreement" in values["rows"][0]:
-            return plot_of_bench(values)
+        is_bench = "agreement" in values["rows"][0]
+        plot = plot_of_bench(values) if is_bench else plot_of_result(Result.from_dict(values))
     except UserError:
         raise
     except (ValueError, RecursionError, KeyError, IndexError, TypeError, AttributeError) as error:
         raise UserError(_not_ours(path)) from error
-    raise UserError(_not_ours(path))
+    for point in plot.points:
+        numbers = (point.gflops, point.speedup, *(point.interval or ()))
+        if not all(map(is_number, numbers)) or not (
+            is_number(point.quality) or point.quality != point.quality
+        ):  # or NaN
+            raise UserError(f"{path}: the row of {brief(point.method)} has no numbers to plot")
+    return plot
 
 
 def _not_ours(path: str | Path) -> str:

@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from ..auto import accelerate
+from ..checks import UserError
 from ..clustering.adaptive import TokenRegions
 from ..hosts.clusters import AdaptiveClusters
 from ..hosts.modeling import AcceleratedModel
@@ -95,7 +96,7 @@ def choose_regions(model: PreTrainedModel, setting: TokenClusteringConfig, kind:
         ValueError: the setting has a grid, the kind is unknown, or the model cannot be accelerated so.
     """
     if kind not in TRACKS or not setting.adaptive:
-        raise ValueError(
+        raise UserError(
             f"kind={kind!r}, clusters={setting.clusters!r} is not valid: kind must be one of {', '.join(TRACKS)} and "
             "clusters must be set, for example kind='random', TokenClusteringConfig(cluster_after=2, clusters=0.5)."
         )

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ..checks import UserError
+from ..checks import UserError, did_you_mean
 from ._classes import MATERIALS
 from ._layout import Scenes, draw_scenes
 from ._random import SPLITS
@@ -23,13 +23,17 @@ _GPU_PIXELS = 1 << 22
 
 def _check_split(split: str) -> None:
     if split not in SPLITS:
-        raise UserError(f"Unknown split {split!r}: it must be one of {', '.join(SPLITS)}; for example split='train'.")
+        near = did_you_mean(split, SPLITS)
+        raise UserError(
+            f"Unknown split {split!r}: it must be one of {', '.join(SPLITS)}; for example split='train'{near}."
+        )
 
 
 def _check_materials(materials: str) -> None:
     if materials not in MATERIALS:
         known = ", ".join(MATERIALS)
-        raise UserError(f"Unknown materials {materials!r}: it must be one of {known}; e.g. materials='any'.")
+        near = did_you_mean(materials, MATERIALS)
+        raise UserError(f"Unknown materials {materials!r}: it must be one of {known}; e.g. materials='any'{near}.")
 
 
 def _check_size(size: tuple[int, int]) -> tuple[int, int]:

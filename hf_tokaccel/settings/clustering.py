@@ -203,15 +203,15 @@ class TokenClusteringConfig(Setting):
             decode = self.usually_decodes_clusters
         return replace(self, expansion=expansion, normalization=normalization, decode_clusters=decode)
 
+    def steps_within(self, depth: int) -> int | tuple[int, ...]:
+        """A `cluster_after` of as many steps for `depth` blocks, as an example: they part the blocks evenly."""
+        steps = len(self.starts)
+        return depth // 2 if steps == 1 else tuple(depth * (i + 1) // (steps + 1) for i in range(steps))
+
     def check_depth(self, depth: int) -> None:
         """Raises ValueError where the schedule does not fit `depth` blocks."""
-        in_range = self.starts[-1] < depth
-        # One number for each step: the blocks in equal parts, the first of them before any step.
-        steps = len(self.starts)
-        example = depth // 2 if steps == 1 else tuple(depth * (i + 1) // (steps + 1) for i in range(steps))
-        require(
-            in_range, "cluster_after", self.cluster_after, f"between 0 and {depth - 1} for {depth} blocks", example
-        )
+        allowed = f"between 0 and {depth - 1} for {depth} blocks"
+        require(self.starts[-1] < depth, "cluster_after", self.cluster_after, allowed, self.steps_within(depth))
         until = self.reconstruct_after
         allowed = f"None or between {self.starts[-1] + 1} and {depth} for {depth} blocks"
         require(until is None or until <= depth, "reconstruct_after", until, allowed, depth)

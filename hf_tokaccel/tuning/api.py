@@ -10,8 +10,9 @@ from transformers import PreTrainedModel
 
 from ..auto import accelerate
 from ..checks import UserError
+from ..images import run_once
 from ..measure.environment import describe_environment
-from .images import gather_images
+from .images import gather_images, other_inputs
 from .result import Trial, TuneResult, with_speed
 from .search import Search, _best
 
@@ -67,6 +68,7 @@ def tune(
             raise UserError(f"{name}={value!r} is not valid: it must be 1 or more, for example {name}=8.")
     model = accelerate(model, None).eval()
     given = gather_images(images, processor, max_images, seed)
+    run_once(model, given[:1].to(model.device), **other_inputs(model, given[:1]))
     search = Search(model, given, batch_size, advance)
     chosen, target = _find(search, budget, rounds)
     _show_others(search, chosen, target)

@@ -10,7 +10,7 @@ from typing import Any
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..auto import accelerate_config
-from ..checks import as_pair
+from ..checks import UserError, as_pair
 from ..hosts.blocks import Encoder, Grid
 from ..hosts.config import family_of
 from ..settings.adaptive import GRID_ONLY
@@ -111,7 +111,7 @@ def own_image_size(config: PreTrainedConfig) -> Grid:
     host = find_head(config).accel_host()
     size = getattr(host, "image_size", None) or getattr(config, "image_size", None)
     if size is None:
-        raise ValueError(
+        raise UserError(
             f"image_size=None is not valid: the configuration of {config.model_type!r} names no image size; give the "
             "one that your images have, for example image_size=512."
         )

@@ -9,10 +9,12 @@ from typing import Any
 
 from transformers import PreTrainedConfig
 
-from ..checks import UserError, brief, first_line
+from ..checks import UserError, brief, did_you_mean, first_line
 from ..settings.clustering import TokenClusteringConfig
 from .recommended import SPEEDUP, Recommended
 from .released import released
+
+_PRESETS = ("released", "recommended")
 
 
 def parse_accel(
@@ -33,8 +35,10 @@ def parse_accel(
     """
     preset, comma, rest = text.strip().partition(",")
     kind, colon, name = preset.partition(":")
-    if kind in ("released", "recommended") and "=" not in preset and config is TokenClusteringConfig:
+    if kind in _PRESETS and "=" not in preset and config is TokenClusteringConfig:
         return _parse_preset(kind, name if colon else None, _parse_values(rest, example) if comma else {})
+    if colon and "=" not in preset and (near := did_you_mean(kind, _PRESETS)):
+        raise UserError(f"accel {brief(text)} names no kind of preset{near}; for example recommended:1.5")
     return config.from_dict(_parse_values(text, example))
 
 

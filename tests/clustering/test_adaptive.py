@@ -176,6 +176,30 @@ def test_both_forms_agree(monkeypatch):
         torch.testing.assert_close(pulled, scattered, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_the_form_of_half_precision_joins_what_is_alike(monkeypatch, dtype):
+    """Rounding decides between pairs that are about as good: the sum of costs stays that of the exact form."""
+    monkeypatch.setattr(adaptive, "pulls", lambda x: True)
+    tokens = (tokens_of(2, 64, 16) + 5).to(dtype)
+    spent = []
+    for keys in (tokens, tokens.float()):
+        first = partition_tokens(keys, 40, share=0.5)
+        regions = partition_tokens(keys, 20, rows=first)
+        centroids = average_tokens(tokens.float(), regions)
+        copied = reconstruct_regions(centroids, regions, expansion="nearest")
+        spent.append((copied - tokens.float()).square().sum())
+        assert torch.equal(regions.sizes.sum(1), torch.tensor([64, 64]))
+        assert torch.equal(regions.rows.sort(1)[0].unique(return_counts=True)[1].sum(), torch.tensor(128))
+    assert spent[0] <= 1.02 * spent[1]
+    own = average_tokens(tokens, regions)
+    assert own.dtype == dtype
+    torch.testing.assert_close(own.float(), centroids, atol=0, rtol=2 * torch.finfo(dtype).eps)
+    moved = reconstruct_regions(2 * own, regions, tokens=tokens, centroids=own)
+    torch.testing.assert_close(
+        moved, tokens + own.gather(1, regions.rows[..., None].expand(-1, -1, 16)), atol=0.1, rtol=0
+    )
+
+
 class Refuses(TorchDispatchMode):
     """What a GPU adds up in an order that changes from run to run."""
 
@@ -197,7 +221,7 @@ def test_nothing_on_a_gpu_changes_from_run_to_run(tile):
         regions = partition_tokens(tokens, 50, rows=first)
         centroids = average_tokens(tokens, regions)
         rebuilt = reconstruct_regions(centroids, regions, tokens=tokens, centroids=centroids)
-    assert {x.device.type for x in (*regions, centroids, rebuilt)} == {"cuda"}
+    assert {x.device.type for x in (regions.rows, regions.sizes, centroids, rebuilt)} == {"cuda"}
     assert rebuilt.dtype == centroids.dtype == torch.bfloat16
     with pytest.raises(AssertionError, match="scatter_add"), Refuses():
         partition_tokens(tokens_of(), 20)

@@ -311,7 +311,7 @@ def test_two_processes_give_the_same_metrics(main, model_folder, tmp_path):
         (["--accel", "cluster_after=1,cluster_grid=9x9"], "cluster_grid"),
         (["--accel", "none", "--accel", ACCEL], "accel none stands alone"),
         (["--alignment", "best"], "alignment='best' must be one of auto, none, scale, scale_shift"),
-        (["--model", "/no/such/model"], "'/no/such/model' cannot be loaded"),
+        (["--model", "/no/such/model"], "folder '/no/such/model' does not exist"),
         (["--compile", "fastest"], "backend 'fastest'"),
         (["--images", "no.png"], "no.png does not exist"),
         (["--images", "--accel", "none"], "--images compares with an accelerated model"),

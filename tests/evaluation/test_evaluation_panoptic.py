@@ -12,11 +12,13 @@ from PIL import Image
 from transformers import EomtImageProcessor, Mask2FormerImageProcessor
 
 from hf_tokaccel.evaluation import PanopticMetric, UnreadableError
+from hf_tokaccel.evaluation.cluster_pictures import draw_views, sayings
 from hf_tokaccel.evaluation.panoptic.data import match_categories, open_panoptic_dataset
 from hf_tokaccel.evaluation.panoptic.pictures import comparable, draw_panoptic, paired
 from hf_tokaccel.evaluation.panoptic.task import PanopticProtocol, PanopticTask
 from hf_tokaccel.evaluation.pictures import Panel
 from hf_tokaccel.evaluation.segmentation.pictures import differences
+from hf_tokaccel.evaluation.showing import View
 from hf_tokaccel.hosts.layout import TokenLayout, WindowLayout, WindowSequenceLayout
 from hf_tokaccel.measure.metrics.panoptic import (
     CROWD,
@@ -219,6 +221,17 @@ def test_figure(tmp_path):
     with Image.open(path) as picture:
         assert picture.size[0] == pytest.approx(200 * (6 * 1.75 + 7 * 0.06), abs=2)
         assert len(np.unique(np.array(picture.convert("RGB")).reshape(-1, 3), axis=0)) > 100
+
+
+def test_figures_of_an_image_where_no_segment_passes(tmp_path):
+    nothing = torch.full((30, 40), VOID)
+    panel = Panel(np.zeros((30, 40, 3), dtype=np.uint8), nothing, nothing, torch.arange(12).view(3, 4), None)
+    assert draw_panoptic([panel], tmp_path / "a.png", ["class 0"]).is_file()
+    task = SimpleNamespace(name="panoptic-segmentation", protocol=PanopticProtocol(("class 0",), (True,)))
+    view = View("clusters", panel, 1.0, 0.5, None)
+    assert sayings(task, [view]) == ["50 % of the GFLOPs; the dense model finds no segment"]
+    draw_views(task, [view], tmp_path / "b.png", "title")
+    assert (tmp_path / "b.png").is_file()
 
 
 @pytest.mark.parametrize("layout", [WindowLayout((5, 7), 3), WindowSequenceLayout((5, 7), 3)])

@@ -1,5 +1,6 @@
 import pytest
 import torch
+from adaptive_family import Adaptive
 from family import ACCEL, TINY_DINOV2, FamilyTester, flatten
 from transformers import (
     AutoModel,
@@ -94,6 +95,10 @@ class TestBeitBackbone(BeitTester):
     image_size, grid = (32, 48), (8, 12)
     reentrant = False
     options = {"out_indices": [1, 2, 4], "use_shared_relative_position_bias": True}
+
+
+class TestBeitAdaptive(Adaptive, TestBeitBackbone):
+    pass
 
 
 class TestDPTOnBeit(BeitTester):
@@ -212,6 +217,44 @@ def test_clusters_attend_with_the_tables_resized_to_their_grid():
         ]
         bias = sum(resized_bias(table, (8, 8), (4, 3)) for table in tables)
         torch.testing.assert_close(attention, (query @ key.transpose(2, 3) / 4 + bias).softmax(dim=-1))
+
+
+def tables_of(model, index):
+    """Of relative positions, those of this block and those that all share."""
+    tables = {name: p for name, p in model.named_parameters() if name.endswith("position_bias_table")}
+    return [table for name, table in tables.items() if f".{index}." in name or "layer" not in name]
+
+
+def expected_attention(query, key, tables, regions):
+    """Of adaptive clusters of 8 x 8 tokens: biases of the tokens at their middle, and their sizes; written out."""
+    query, key = (part.unflatten(2, (2, 16)).transpose(1, 2) for part in (query, key))
+    logits, tokens = query @ key.transpose(2, 3) / 4, torch.arange(64)
+    biases = sum(resized_bias(table, (8, 8), (8, 8)) for table in tables) if tables else torch.zeros(2, 65, 65)
+    for image, rows in enumerate(regions.rows):
+        members = [tokens[rows == index] for index in range(regions.sizes.shape[1])]
+        middles = [((m // 8).float().mean().round() * 8 + (m % 8).float().mean().round()).int() for m in members]
+        places = torch.tensor([0, *(1 + middle for middle in middles)])
+        sizes = torch.tensor([1.0, *(len(m) for m in members)])
+        logits[image] += biases[:, places][:, :, places] + sizes.log()
+    return logits.softmax(-1)
+
+
+@pytest.mark.parametrize("shared", [True, False])
+@pytest.mark.parametrize("own", [True, False])
+def test_adaptive_clusters_attend_as_the_tokens_at_their_middle(own, shared):
+    tester = BeitTester()
+    tester.native = BeitModel
+    tester.options = {"use_relative_position_bias": own, "use_shared_relative_position_bias": shared}
+    torch.manual_seed(0)
+    model = ta.accelerate(tester.build().eval(), {"cluster_after": 1, "clusters": 0.3})
+    model.set_attn_implementation("eager")
+    block, seen = model.layers[1], {}
+    block.attention.q_proj.register_forward_hook(lambda m, i, o: seen.update(query=o))
+    block.attention.k_proj.register_forward_hook(lambda m, i, o: seen.update(key=o))
+    with torch.no_grad(), ta.observe_clusters() as observed:
+        attention = model(tester.images(), output_attentions=True).attentions[1]
+        expected = expected_attention(seen["query"], seen["key"], tables_of(model, 1), observed[0].clusters.regions)
+    torch.testing.assert_close(attention, expected)
 
 
 def test_the_shared_bias_is_computed_once_for_tokens_and_once_for_clusters():

@@ -1,5 +1,6 @@
 import pytest
 import torch
+from adaptive_family import Adaptive
 from family import ACCEL, FamilyTester
 from transformers import (
     AutoModel,
@@ -50,6 +51,10 @@ class CLIPVisionTester(FamilyTester):
 
 class TestCLIPVisionModel(CLIPVisionTester):
     native, auto = CLIPVisionModel, AutoModel
+
+
+class TestCLIPVisionAdaptive(Adaptive, TestCLIPVisionModel):
+    pass
 
 
 class TestCLIPVisionModelWithProjection(CLIPVisionTester):

@@ -1,5 +1,6 @@
 import pytest
 import torch
+from adaptive_family import Adaptive
 from family import ACCEL, FamilyTester
 from transformers import CLIPSegConfig, CLIPSegForImageSegmentation, CLIPSegVisionConfig, CLIPSegVisionModel
 from transformers.utils import output_capturing
@@ -38,6 +39,10 @@ class TestCLIPSegVisionModel(FamilyTester):
 
     def config(self):
         return CLIPSegVisionConfig(**TINY)
+
+
+class TestCLIPSegVisionAdaptive(Adaptive, TestCLIPSegVisionModel):
+    pass
 
 
 @pytest.fixture(scope="module")

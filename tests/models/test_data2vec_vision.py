@@ -1,6 +1,8 @@
+import pytest
 import torch
+from adaptive_family import Adaptive
 from family import ACCEL, FamilyTester
-from test_beit import TINY, reconstructions, resized_bias
+from test_beit import TINY, expected_attention, reconstructions, resized_bias, tables_of
 from transformers import (
     AutoModel,
     AutoModelForImageClassification,
@@ -49,6 +51,10 @@ class TestData2VecVisionModel(Data2VecVisionTester):
     options = {"use_shared_relative_position_bias": True}
 
 
+class TestData2VecVisionAdaptive(Adaptive, TestData2VecVisionModel):
+    pass
+
+
 class TestData2VecVisionForImageClassification(Data2VecVisionTester):
     secondary = True
     native, auto = Data2VecVisionForImageClassification, AutoModelForImageClassification
@@ -86,3 +92,20 @@ def test_clusters_attend_with_the_tables_resized_to_their_grid():
         modules = (model.encoder.relative_position_bias, layer.relative_position_bias)
         bias = sum(resized_bias(module.relative_position_bias_table, (8, 8), (4, 3)) for module in modules)
         torch.testing.assert_close(attention, (query @ key.transpose(2, 3) / 4 + bias).softmax(dim=-1))
+
+
+@pytest.mark.parametrize("shared", [True, False])
+@pytest.mark.parametrize("own", [True, False])
+def test_adaptive_clusters_attend_as_the_tokens_at_their_middle(own, shared):
+    tester = Data2VecVisionTester()
+    tester.native = Data2VecVisionModel
+    tester.options = {"use_relative_position_bias": own, "use_shared_relative_position_bias": shared}
+    torch.manual_seed(0)
+    model = ta.accelerate(tester.build_eager(), {"cluster_after": 1, "clusters": 0.3})
+    layer, seen = model.encoder.layer[1].attention.attention, {}
+    layer.query.register_forward_hook(lambda m, i, o: seen.update(query=o))
+    layer.key.register_forward_hook(lambda m, i, o: seen.update(key=o))
+    with torch.no_grad(), ta.observe_clusters() as observed:
+        attention = model(tester.images(), output_attentions=True).attentions[1]
+        expected = expected_attention(seen["query"], seen["key"], tables_of(model, 1), observed[0].clusters.regions)
+    torch.testing.assert_close(attention, expected)

@@ -1,5 +1,6 @@
 import pytest
 import torch
+from adaptive_family import ADAPTIVE
 from family import ACCEL, FamilyTester
 from transformers import (
     AutoModel,
@@ -54,15 +55,18 @@ def run(model, size=(128, 128)):
         return model(FamilyTester().images(size=size))
 
 
-def test_boxes_are_accelerated_through_the_backbone(detector):
-    fast = ta.accelerate(detector, ACCEL)
+@pytest.mark.parametrize("accel", [ACCEL, ADAPTIVE], ids=["grid", "adaptive"])
+def test_boxes_are_accelerated_through_the_backbone(detector, accel):
+    fast = ta.accelerate(detector, accel)
     assert type(fast.model.conv_encoder.backbone) is TokAccelDINOv3ViTBackbone
     for size in ((128, 128), (96, 160)):
         actual, native = run(fast, size), run(detector, size)
         assert actual.pred_boxes.shape == native.pred_boxes.shape
         change = actual.encoder_last_hidden_state[0] - native.encoder_last_hidden_state[0]
         assert change.abs().max() > 1e-3 * native.encoder_last_hidden_state[0].abs().max()
-    identity = {**ACCEL, "cluster_grid": [8, 8], "iterations": 0, "expansion": "nearest"}
+    identity = {**ADAPTIVE, "clusters": [1.0, 1.0], "expansion": "nearest"}
+    if accel is ACCEL:
+        identity = {**ACCEL, "cluster_grid": [8, 8], "iterations": 0, "expansion": "nearest"}
     for same in (ta.accelerate(fast, None), ta.to_native(fast), ta.accelerate(detector, identity)):
         assert torch.equal(run(same).pred_boxes, run(detector).pred_boxes)
         assert torch.equal(run(same).logits, run(detector).logits)

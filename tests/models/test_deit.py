@@ -1,5 +1,6 @@
 import pytest
 import torch
+from adaptive_family import Adaptive
 from family import ACCEL, FamilyTester
 from transformers import (
     AutoModel,
@@ -73,6 +74,10 @@ class TestDeiTForMaskedImageModeling(DeiTTester):
     def test_loss_with_masked_positions(self, fast):
         masked = torch.rand(2, 64, generator=torch.Generator().manual_seed(0)) > 0.5
         assert fast(self.images(), bool_masked_pos=masked).loss.isfinite()
+
+
+class TestDeiTAdaptive(Adaptive, DeiTTester):
+    native, auto = DeiTModel, AutoModel
 
 
 @pytest.mark.parametrize("cls", [DeiTForImageClassification, DeiTForImageClassificationWithTeacher])

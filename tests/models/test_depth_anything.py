@@ -1,3 +1,4 @@
+from adaptive_family import Adaptive
 from family import TINY_DINOV2, FamilyTester
 from transformers import AutoModelForDepthEstimation, DepthAnythingConfig, DepthAnythingForDepthEstimation, pipeline
 
@@ -37,6 +38,10 @@ class TestDepthAnything(FamilyTester):
             Image.new("RGB", (60, 40))
         )
         assert result["predicted_depth"].shape == (40, 60)
+
+
+class TestDepthAnythingAdaptive(Adaptive, TestDepthAnything):
+    pass
 
 
 def test_it_is_the_backbone_that_is_accelerated():

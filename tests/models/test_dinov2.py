@@ -1,5 +1,6 @@
 import pytest
 import torch
+from adaptive_family import Adaptive
 from family import ACCEL, FamilyTester
 from transformers import (
     AutoModel,
@@ -66,6 +67,11 @@ class TestDinov2Backbone(Dinov2Tester):
         )
         self.run(fast, self.images(), output_hidden_states=True)
         assert len(calls) == 1
+
+
+class TestDinov2Adaptive(Adaptive, Dinov2Tester):
+    native, auto = Dinov2Backbone, TokAccelDinov2Backbone
+    image_size, grid = (32, 48), (8, 12)
 
 
 def test_attention_mask_is_refused_while_accelerated():

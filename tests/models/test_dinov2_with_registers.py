@@ -1,4 +1,5 @@
 import torch
+from adaptive_family import Adaptive
 from family import ACCEL, FamilyTester
 from transformers import (
     AutoModel,
@@ -59,6 +60,10 @@ class TestDinov2WithRegistersBackbone(Dinov2WithRegistersTester):
     secondary = True
     native, auto = Dinov2WithRegistersBackbone, TokAccelDinov2WithRegistersBackbone
     image_size, grid = (32, 48), (8, 12)
+
+
+class TestDinov2WithRegistersAdaptive(Adaptive, Dinov2WithRegistersTester):
+    native, auto = Dinov2WithRegistersBackbone, TokAccelDinov2WithRegistersBackbone
 
 
 def test_upernet_on_it_is_accelerated_through_the_backbone():

@@ -1,5 +1,6 @@
 import pytest
 import torch
+from adaptive_family import AdaptiveInFull
 from family import ACCEL, FamilyTester
 from transformers import (
     AutoModel,
@@ -33,6 +34,13 @@ class DINOv3ViTTester(FamilyTester):
 
     def config(self):
         return DINOv3ViTConfig(**TINY, out_indices=[1, 2, 4])
+
+    @pytest.fixture
+    def rotated(self, monkeypatch):
+        """cos and sin of the tokens, then of the clusters."""
+        seen, original = [], dinov3_vit.rotary
+        monkeypatch.setattr(dinov3_vit, "rotary", lambda *a: seen.append(original(*a)) or seen[-1])
+        return seen
 
 
 class TestDINOv3ViTModel(DINOv3ViTTester):
@@ -76,12 +84,23 @@ class TestDINOv3ViTBackbone(DINOv3ViTTester):
             assert torch.equal(pooled[:, 0], expected.expand(2, -1, -1))
             assert (actual - eval_time).abs().max() > 0.1
 
-    @pytest.fixture
-    def rotated(self, monkeypatch):
-        """cos and sin of the tokens, then of the clusters."""
-        seen, original = [], dinov3_vit.rotary
-        monkeypatch.setattr(dinov3_vit, "rotary", lambda *a: seen.append(original(*a)) or seen[-1])
-        return seen
+
+class TestDINOv3ViTAdaptive(AdaptiveInFull, DINOv3ViTTester):
+    native, auto = DINOv3ViTBackbone, TokAccelDINOv3ViTBackbone
+    image_size, grid = (32, 48), (8, 12)
+
+    def test_clusters_rotate_as_the_mean_centre_of_their_tokens(self, model, fast, rotated):
+        with ta.observe_clusters() as seen:
+            self.run(fast, self.images())
+        rows, columns = ((2 * torch.arange(side) + 1) / side - 1 for side in self.grid)
+        centres = torch.cartesian_prod(rows, columns).double()
+        for step, (actual, observed) in enumerate(zip(rotated[1:], seen, strict=True)):
+            members = torch.nn.functional.one_hot(observed.clusters.regions.rows).double().transpose(1, 2)
+            assert members.shape == (2, [48, 24][step], 96)
+            means = members @ centres / members.sum(-1, keepdim=True)
+            angles = 2 * torch.pi * (means[..., None] * model.rope_embeddings.inv_freq).flatten(2).tile(2)
+            for part, expected in zip(actual, (angles.cos(), angles.sin()), strict=True):
+                torch.testing.assert_close(part[:, 0].double(), expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("legacy", [True, False], ids=["legacy_keys", "new_keys"])

@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from adaptive_family import AdaptiveInFull
 from family import ACCEL, TINY_DINOV2, FamilyTester
 from safetensors import safe_open
 from safetensors.torch import load_file
@@ -122,6 +123,13 @@ class TestDPTOnDinov2(DPTTester):
 
     def config(self):
         return DPTConfig(**TINY, backbone_config={**TINY_DINOV2})
+
+
+class TestDPTAdaptive(AdaptiveInFull, DPTTester):
+    native, auto = DPTForDepthEstimation, AutoModelForDepthEstimation
+    test_fresh_process_with_and_without_the_package_imported = (
+        FamilyTester.test_fresh_process_with_and_without_the_package_imported
+    )
 
 
 def test_dpt_on_a_backbone_that_is_not_supported_names_those_that_are():

@@ -1,5 +1,6 @@
 import pytest
 import torch
+from adaptive_family import Adaptive
 from family import ACCEL, FamilyTester
 from PIL import Image
 from transformers import (
@@ -32,6 +33,7 @@ class QueryBlocksTester(FamilyTester):
     other_size = None
     flop_ratio = 0.95
     single_graph = False
+    reads_values = True
 
     sizes = {
         "image_size": 32,
@@ -93,8 +95,7 @@ class QueryBlocksTester(FamilyTester):
         native = self.build()
         native.load_state_dict(model.state_dict())
         native.attn_mask_probs.fill_(0.5)
-        setting = {**self.accel, "cluster_grid": [8, 8], "iterations": 0, "expansion": "nearest"}
-        same = ta.accelerate(native, setting).train()
+        same = ta.accelerate(native, self.identity).train()
         assert torch.equal(self.loss(same), self.loss(native.train()))
 
     def test_pipeline_loads_the_folder(self, fast, tmp_path):
@@ -119,6 +120,10 @@ class TestEomt(QueryBlocksTester):
 
     def config(self):
         return EomtConfig(**self.sizes)
+
+
+class TestEomtAdaptive(Adaptive, TestEomt):
+    test_span_ends_before_the_queries = test_pipeline_loads_the_folder = None  # whatever the clusters
 
 
 def test_model_without_blocks_before_the_queries_is_refused():

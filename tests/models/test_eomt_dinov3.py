@@ -1,5 +1,6 @@
 import pytest
 import torch
+from adaptive_family import Adaptive
 from test_eomt import QueryBlocksTester
 from transformers import EomtDinov3Config, EomtDinov3ForUniversalSegmentation
 
@@ -41,3 +42,9 @@ class TestEomtDinov3(QueryBlocksTester):
         angles = (means[:, :, None] * model.rope_embeddings.inv_freq).flatten(1).tile(2)
         for expected, actual in zip((angles.cos(), angles.sin()), given[1], strict=True):
             assert torch.allclose(actual, expected.expand_as(actual), atol=1e-4)
+
+
+class TestEomtDinov3Adaptive(Adaptive, TestEomtDinov3):
+    # Whatever the clusters, and of a grid.
+    test_span_ends_before_the_queries = test_pipeline_loads_the_folder = None
+    test_clusters_are_rotated_by_the_mean_centre_of_their_tokens = None

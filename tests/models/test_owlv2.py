@@ -1,3 +1,4 @@
+from adaptive_family import Adaptive
 from family import FamilyTester
 from test_owlvit import TINY, OwlDetectorTester
 from transformers import Owlv2Config, Owlv2ForObjectDetection, Owlv2VisionConfig, Owlv2VisionModel
@@ -13,6 +14,10 @@ class TestOwlv2VisionModel(FamilyTester):
 
     def config(self):
         return Owlv2VisionConfig(**TINY)
+
+
+class TestOwlv2VisionAdaptive(Adaptive, TestOwlv2VisionModel):
+    pass
 
 
 class TestOwlv2ForObjectDetection(OwlDetectorTester):

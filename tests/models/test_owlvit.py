@@ -1,5 +1,6 @@
 import pytest
 import torch
+from adaptive_family import Adaptive
 from family import ACCEL, FamilyTester
 from transformers import (
     AutoModelForZeroShotObjectDetection,
@@ -43,6 +44,10 @@ class TestOwlViTVisionModel(FamilyTester):
 
     def config(self):
         return OwlViTVisionConfig(**TINY)
+
+
+class TestOwlViTVisionAdaptive(Adaptive, TestOwlViTVisionModel):
+    pass
 
 
 def run(model, size=(32, 32)):

@@ -1,4 +1,5 @@
 import torch
+from adaptive_family import Adaptive
 from family import ACCEL, FamilyTester
 from transformers import (
     AutoModel,
@@ -46,6 +47,10 @@ class TestPixioBackbone(PixioTester):
     secondary = True
     native, auto = PixioBackbone, TokAccelPixioBackbone
     image_size, grid = (32, 48), (8, 12)
+
+
+class TestPixioAdaptive(Adaptive, PixioTester):
+    native, auto = PixioBackbone, TokAccelPixioBackbone
 
 
 def test_dpt_on_it_loads_a_native_checkpoint(tmp_path):

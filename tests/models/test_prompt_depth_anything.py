@@ -1,4 +1,5 @@
 import torch
+from adaptive_family import Adaptive
 from family import ACCEL, TINY_DINOV2, FamilyTester
 from transformers import (
     AutoModelForDepthEstimation,
@@ -36,3 +37,7 @@ class TestPromptDepthAnything(FamilyTester):
         assert all(torch.equal(a, b) for a, b in zip(actual, expected, strict=True))
         self.assert_differs(actual, self.run(model, self.images()))
         self.assert_differs(self.run(ta.accelerate(model, ACCEL), self.images(), prompt_depth=prompt), expected)
+
+
+class TestPromptDepthAnythingAdaptive(Adaptive, TestPromptDepthAnything):
+    pass

@@ -44,6 +44,7 @@ SMALL = {
 
 
 class BatchWindowTester(FamilyTester):
+    takes_adaptive = False
     grid = (4, 4)
     accel = {**ACCEL, "cluster_grid": [2, 2], "neighbors": 2}
 

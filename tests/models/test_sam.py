@@ -2,6 +2,7 @@ import copy
 import json
 from pathlib import Path
 
+import gpu
 import numpy as np
 import pytest
 import torch
@@ -65,6 +66,7 @@ def awaken(model):
 class WindowTester(FamilyTester):
     """Clusters of 2 x 2 in windows of 5 x 5: 2 x 2 windows, so a map of 4 x 4 clusters."""
 
+    takes_adaptive = False
     grid, other_size = (5, 5), None
     accel = ACCEL
     states = "hidden_states"  # the name of that output
@@ -145,6 +147,7 @@ class TestSamModel(WindowTester):
 class TestSamWithoutWindows(FamilyTester):
     """Only global blocks: the whole map is clustered."""
 
+    takes_adaptive = False
     secondary = True
     native, auto = SamVisionModel, AutoModel
     other_size = None
@@ -336,6 +339,17 @@ def test_prompts_at_the_border_and_padded_ones_are_accepted(fast, processor, pho
         fast(FamilyTester().images(1), torch.tensor([[[[40.0, 4.0]]]]))
     with pytest.raises(ValueError, match="must be a 4D tensor"):
         fast(FamilyTester().images(1), torch.tensor([[40.0, 4.0]]))
+
+
+def test_prompts_on_a_gpu_are_not_waited_for(fast):
+    def run(model, images):
+        points = torch.empty(1, 1, 1, 2, dtype=images.dtype, device="cuda")
+        labels = torch.ones(1, 1, 1, dtype=torch.int64, device="cuda")
+        sizes = torch.empty(1, 2, dtype=torch.int64, device="cuda")
+        with torch.no_grad():
+            return [model(images, points, labels, reshaped_input_sizes=sizes).pred_masks]
+
+    assert not gpu.waits(fast, run, FamilyTester().images(1), "bfloat16")
 
 
 def test_mask_generation_pipeline(sam, fast, processor, photo, tmp_path):

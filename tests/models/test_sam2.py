@@ -73,6 +73,7 @@ def awaken(model):
 class HieraTester(FamilyTester):
     """Clusters of 2 x 2 in windows of 6 x 6 of the third stage, from its second block on."""
 
+    takes_adaptive = False
     image_size, grid, depth, other_size = (64, 64), (6, 6), 7, None
     accel = ACCEL
     forms = {**FamilyTester.forms, "reconstruct_after": (None, 4)}

@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from adaptive_family import ADAPTIVE, AdaptiveInFull
 from family import ACCEL, FamilyTester
 from safetensors import safe_open
 from safetensors.torch import load_file
@@ -194,6 +195,10 @@ class TestSegmenterForSemanticSegmentation(SegmenterTester):
     native, auto = SegmenterForSemanticSegmentation, AutoModelForSemanticSegmentation
 
 
+class TestSegmenterAdaptive(AdaptiveInFull, TestSegmenterForSemanticSegmentation):
+    pass
+
+
 class TestSegmenterWithFeaturesReconstructed(SegmenterTester):
     secondary = True
     native, auto = SegmenterForSemanticSegmentation, AutoModelForSemanticSegmentation
@@ -342,6 +347,25 @@ def test_frames_share_a_plan_in_the_decoder_too():
         logits = shared(clip).logits
         torch.testing.assert_close(shared(clip.flip(0)).logits.flip(0), logits, rtol=1e-4, atol=1e-4)
         assert not torch.allclose(logits, single(clip).logits, atol=1e-2)
+
+
+@pytest.mark.parametrize("expansion", ["delta", "nearest"])
+def test_the_decoder_weighs_clusters_by_their_sizes_and_classes_by_one(expansion):
+    model = tiny_model()
+    setting = {**ADAPTIVE, "expansion": expansion, "decode_clusters": True}
+    fast, images, seen = ta.accelerate(model, setting), torch.randn(2, 3, 32, 32), {}
+    fast.set_attn_implementation("eager")
+    attention = fast.decode_head.layers[0].attention
+    for part in ("q_proj", "k_proj", "v_proj"):
+        getattr(attention, part).register_forward_hook(lambda m, i, o, part=part: seen.update({part: o}))
+    attention.o_proj.register_forward_pre_hook(lambda m, i: seen.update(o_proj=i[0]))
+    with ta.observe_clusters() as observed, torch.no_grad():
+        fast(images)
+    query, key, value = (seen[part].unflatten(2, (2, 16)).transpose(1, 2) for part in ("q_proj", "k_proj", "v_proj"))
+    sizes = F.pad(observed[-1].clusters.sizes(), (0, 5), value=1.0)
+    expected = ((query @ key.transpose(2, 3) / 4) + sizes.log()[:, None, None]).softmax(-1) @ value
+    torch.testing.assert_close(seen["o_proj"], expected.transpose(1, 2).flatten(2))
+    assert sizes.shape == (2, 16 + 5)
 
 
 @pytest.mark.graph

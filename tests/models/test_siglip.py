@@ -1,5 +1,6 @@
 import pytest
 import torch
+from adaptive_family import Adaptive
 from family import ACCEL, FamilyTester
 from transformers import (
     AutoModel,
@@ -47,6 +48,10 @@ class SiglipVisionTester(FamilyTester):
 class TestSiglipVisionModel(SiglipVisionTester):
     secondary = True
     native, auto = SiglipVisionModel, AutoModel
+
+
+class TestSiglipVisionAdaptive(Adaptive, TestSiglipVisionModel):
+    pass
 
 
 class TestSiglipForImageClassification(SiglipVisionTester):

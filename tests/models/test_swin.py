@@ -48,6 +48,7 @@ def awaken(model):
 class StagedTester(FamilyTester):
     """Clusters of 2 x 2 in windows of 4 x 4; maps of odd sides, of which padding makes whole windows."""
 
+    takes_adaptive = False
     image_size, grid, other_size = (75, 90), (4, 4), (66, 99)
     depth = 6
     accel = ACCEL
@@ -299,6 +300,14 @@ def test_mask_shift_is_refused_where_windows_do_not_shift():
 
     with pytest.raises(ValueError, match=r"mask_shift='released' .*None for this model.*mask_shift=None"):
         ta.accelerate_config(ViTConfig(), {"cluster_after": 6, "cluster_grid": 7, "mask_shift": "released"})
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::DeprecationWarning")
+def test_traces():
+    """Where sizes are tensors; what test_traces of each family, which is slow, caught here alone."""
+    tester = TestSwinBackbone()
+    torch.manual_seed(0)
+    tester.test_traces(ta.accelerate(tester.build().eval(), tester.accel))
 
 
 def test_setting_without_a_window_to_shrink():

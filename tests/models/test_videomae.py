@@ -1,5 +1,6 @@
 import pytest
 import torch
+from adaptive_family import Adaptive
 from family import ACCEL, FamilyTester
 from transformers import (
     AutoModel,
@@ -71,6 +72,10 @@ class TestVideoMAEForVideoClassification(VideoMAETester):
             read = model.fc_norm(states.mean(1)) if use_mean_pooling else states[:, 0]
             expected = model.classifier(read)
         self.assert_close(self.run(fast, self.images()), [expected])
+
+
+class TestVideoMAEAdaptive(Adaptive, VideoMAETester):
+    native, auto = VideoMAEModel, AutoModel
 
 
 def test_pretraining_is_refused():

@@ -1,5 +1,6 @@
 import pytest
 import torch
+from adaptive_family import Adaptive
 from family import ACCEL, FamilyTester
 from transformers import (
     AutoBackbone,
@@ -58,6 +59,10 @@ class TestViTForMaskedImageModeling(ViTTester):
         masked = torch.rand(2, 64, generator=torch.Generator().manual_seed(0)) > 0.5
         loss = fast(self.images(), bool_masked_pos=masked).loss
         assert loss.isfinite()
+
+
+class TestViTAdaptive(Adaptive, ViTTester):
+    native, auto = ViTModel, AutoModel
 
 
 class TestViTBackbone:

@@ -1,4 +1,5 @@
 import torch
+from adaptive_family import Adaptive
 from family import FamilyTester
 from transformers import (
     AutoModel,
@@ -46,3 +47,7 @@ class TestViTMSNForImageClassification(ViTMSNTester):
     def test_nothing_is_reconstructed_for_the_class_token(self, fast, monkeypatch):
         monkeypatch.setattr("hf_tokaccel.hosts.clusters.reconstruct_tokens", None)
         self.run(fast, self.images())
+
+
+class TestViTMSNAdaptive(Adaptive, ViTMSNTester):
+    native, auto = ViTMSNModel, AutoModel

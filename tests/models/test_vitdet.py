@@ -41,6 +41,7 @@ def awaken(model):
 class WindowTester(FamilyTester):
     """Clusters of 2 x 2 in windows of 4 x 4, on an image that needs padding."""
 
+    takes_adaptive = False
     image_size, grid, other_size = (32, 40), (4, 4), (40, 28)
     accel = ACCEL
     legacy_key = new_key = "encoder.layer.0.attention.qkv.weight"  # never renamed
@@ -112,6 +113,7 @@ class TestVitDetBackbone(VitDetTester):
 class TestVitDetWithoutWindows(FamilyTester):
     """Only global blocks: the whole map is clustered, to any grid."""
 
+    takes_adaptive = False
     secondary = True
     native, auto = VitDetModel, AutoModel
     image_size, grid = (32, 48), (8, 12)

@@ -1,5 +1,6 @@
 import pytest
 import torch
+from adaptive_family import Adaptive
 from family import ACCEL, FamilyTester
 from transformers import (
     AutoModelForPoseEstimation,
@@ -45,6 +46,10 @@ class TestVitPoseForPoseEstimation(VitPoseTester):
     def config(self):
         backbone = {**TINY, "model_type": "vitpose_backbone", "out_indices": [4]}
         return VitPoseConfig(backbone_config=backbone, num_labels=5, initializer_range=0.2)
+
+
+class TestVitPoseAdaptive(Adaptive, TestVitPoseForPoseEstimation):
+    pass
 
 
 class TestExperts:

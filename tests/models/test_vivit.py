@@ -1,5 +1,6 @@
 import pytest
 import torch
+from adaptive_family import Adaptive
 from family import ACCEL, FamilyTester
 from transformers import (
     AutoModel,
@@ -56,6 +57,10 @@ class TestVivitForVideoClassification(VivitTester):
     def test_nothing_is_reconstructed_for_the_class_token(self, fast, monkeypatch):
         monkeypatch.setattr("hf_tokaccel.hosts.clusters.reconstruct_tokens", None)
         self.run(fast, self.images())
+
+
+class TestVivitAdaptive(Adaptive, VivitTester):
+    native, auto = VivitModel, AutoModel
 
 
 def test_cluster_grid_is_checked_against_one_slice_at_once():

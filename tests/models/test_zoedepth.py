@@ -1,5 +1,6 @@
 import pytest
 import torch
+from adaptive_family import Adaptive
 from family import ACCEL, FamilyTester
 from test_beit import TINY
 from transformers import AutoModelForDepthEstimation, ZoeDepthConfig, ZoeDepthForDepthEstimation
@@ -41,6 +42,10 @@ class TestZoeDepth(FamilyTester):
             if "position_bias_table" in name:
                 torch.nn.init.normal_(parameter)
         return model
+
+
+class TestZoeDepthAdaptive(Adaptive, TestZoeDepth):
+    pass
 
 
 def test_two_metric_heads():

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ...checks import UserError
+from ...checks import UserError, did_you_mean
 from ...images import as_rgb, read_image
 from ...measure.metrics.depth import DepthProtocol
 from ..datasets import (
@@ -199,7 +199,8 @@ def open_depth_dataset(
     elif colon and kind in LAYOUTS:
         dataset = _open_layout(kind, folder, limit)
     elif colon:
-        raise UserError(f"dataset layout {kind!r} must be one of {', '.join(LAYOUTS)}; use {SPECIFICATIONS}")
+        near = did_you_mean(kind, LAYOUTS)
+        raise UserError(f"dataset layout {kind!r} must be one of {', '.join(LAYOUTS)}; use {SPECIFICATIONS}{near}")
     else:
         dataset = _open_table(specification, split, limit, columns, depth_scale, max_depth)
     if len(dataset.samples) == 0:

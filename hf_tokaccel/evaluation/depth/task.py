@@ -14,7 +14,7 @@ from transformers import AutoModelForDepthEstimation
 from transformers.models.auto.modeling_auto import MODEL_FOR_DEPTH_ESTIMATION_MAPPING
 
 from ...checkpoint import ModelKind
-from ...checks import UserError
+from ...checks import UserError, did_you_mean
 from ...hosts.track import observe_clusters
 from ...measure.metrics.depth import ALIGNMENTS, DEPTH_METRICS, DepthProtocol, metrics_from_sums
 from ...measure.variant import Variant
@@ -53,7 +53,10 @@ def choose_alignment(config, alignment: str = "auto") -> tuple[str, bool]:
     if alignment == "auto":
         return ("scale_shift", True) if relative else ("none", False)
     if alignment not in ALIGNMENTS:
-        raise UserError(f"alignment={alignment!r} must be one of auto, {', '.join(ALIGNMENTS)}; for example auto")
+        near = did_you_mean(alignment, ALIGNMENTS)
+        raise UserError(
+            f"alignment={alignment!r} must be one of auto, {', '.join(ALIGNMENTS)}; for example auto{near}"
+        )
     if relative and alignment == "none":
         raise UserError(
             "alignment='none' needs a metric model, but this one predicts inverse depth up to scale and shift; "

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...checks import UserError, brief, is_int, is_number
+from ...checks import UserError, brief, did_you_mean, is_int, is_number
 from ...images import read_image
 from ...measure.metrics.coco import load_coco_tools
 from ...results.files import read_json
@@ -319,7 +319,9 @@ def open_instance_dataset(
         return _open_scenes(rest or "typical", split or "test", limit, seed, size)
     if kind == "coco" and colon:
         return _open_coco(rest, split, limit, image_folder)
-    raise UserError(f"dataset {specification!r} is not known; use {SPECIFICATIONS}")
+    raise UserError(
+        f"dataset {specification!r} is not known; use {SPECIFICATIONS}{did_you_mean(kind, ('scenes', 'coco'))}"
+    )
 
 
 def match_categories(id2label: Mapping[int, str], categories: Mapping[int, str]) -> dict[int, int]:

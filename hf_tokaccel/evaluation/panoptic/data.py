@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...checks import UserError, brief, is_int
+from ...checks import UserError, brief, did_you_mean, is_int
 from ...images import read_image
 from ...measure.metrics.panoptic import CROWD, STEP, code, segment_map
 from ...results.files import read_json
@@ -160,7 +160,8 @@ def match_categories(categories: Sequence[dict], labels: Sequence[str], match: s
         ValueError: Categories that are not those of the model, which are named, or two of one name.
     """
     if match not in MATCHES:
-        raise UserError(f"match={match!r} must be one of {', '.join(MATCHES)}; for example names")
+        near = did_you_mean(match, MATCHES)
+        raise UserError(f"match={match!r} must be one of {', '.join(MATCHES)}; for example names{near}")
     if len({category["id"] for category in categories}) < len(categories):
         raise UserError(f"{name} has two categories of one id")
     if match == "order":
@@ -307,5 +308,7 @@ def open_panoptic_dataset(
     if kind == "scenes":
         return _open_scenes(folder or "typical", split or "test", limit, seed, size, labels)
     if not colon or kind not in LAYOUTS:
-        raise UserError(f"dataset {specification!r} is not known; use {SPECIFICATIONS}")
+        raise UserError(
+            f"dataset {specification!r} is not known; use {SPECIFICATIONS}{did_you_mean(kind, ('scenes', *LAYOUTS))}"
+        )
     return _open_layout(kind, folder, split, limit, labels, match)

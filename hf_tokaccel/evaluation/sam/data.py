@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...checks import UserError
+from ...checks import UserError, did_you_mean
 from ...images import open_photographs, read_image
 from ...results.files import read_json
 from ..datasets import MappedSamples, check_limit
@@ -46,7 +46,8 @@ def open_images(specification: str = "photographs", limit: int | None = None) ->
         return ImageDataset("photographs of scikit-image", images, tuple(item["name"] for item in images))
     folder = Path(specification)
     if not folder.is_dir():
-        raise UserError(f"dataset {specification!r} is no folder; use {SPECIFICATIONS}")
+        near = did_you_mean(specification, ["photographs"])
+        raise UserError(f"dataset {specification!r} is no folder{near}; use {SPECIFICATIONS}")
     paths = [path for path in sorted(folder.iterdir()) if path.suffix.lower() in SUFFIXES][:limit]
     if not paths:
         raise UserError(f"dataset folder {specification!r} has no images ({', '.join(SUFFIXES)})")

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ...checks import UserError
+from ...checks import UserError, did_you_mean
 from ...images import as_rgb, read_image
 from ...measure.metrics.segmentation import IGNORED
 from ...scenes import CLASS_NAMES
@@ -304,7 +304,8 @@ def open_segmentation_dataset(
     elif colon and kind in LAYOUTS:
         dataset = _open_layout(kind, folder, split, limit)
     elif colon:
-        raise UserError(f"dataset layout {kind!r} must be one of {', '.join(LAYOUTS)}; use {SPECIFICATIONS}")
+        near = did_you_mean(kind, LAYOUTS)
+        raise UserError(f"dataset layout {kind!r} must be one of {', '.join(LAYOUTS)}; use {SPECIFICATIONS}{near}")
     else:
         dataset = _open_table(specification, split or "test", limit, columns, num_classes, ignored, first_ignored)
     if len(dataset.samples) == 0:

@@ -18,7 +18,7 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from ...checkpoint import ModelKind, SomeTypes
-from ...checks import UserError
+from ...checks import UserError, did_you_mean
 from ...hosts.track import observe_clusters
 from ...images import patch_size
 from ...measure.metrics.bootstrap import bootstrap, interval
@@ -94,7 +94,8 @@ def choose_windows(config, inference: str = "auto", crop: int | None = None, str
             or a stride that leaves gaps.
     """
     if inference not in INFERENCES:
-        raise UserError(f"inference={inference!r} must be one of {', '.join(INFERENCES)}; for example auto")
+        near = did_you_mean(inference, INFERENCES)
+        raise UserError(f"inference={inference!r} must be one of {', '.join(INFERENCES)}; for example auto{near}")
     stored = getattr(config, "inference_window_size", None)
     given = {"crop": crop, "stride": stride}
     chosen = [f"{name}={value}" for name, value in given.items() if value is not None]

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import Tensor
 
-from ...checks import UserError
+from ...checks import UserError, did_you_mean
 
 DEPTH_METRICS = ("abs_rel", "rmse", "log10", "delta1", "delta2", "delta3")
 ALIGNMENTS = ("none", "scale", "scale_shift")
@@ -32,7 +32,8 @@ def crop_mask(size: tuple[int, int], crop: str = "none") -> Tensor:
     """
     height, width = size
     if crop not in CROPS:
-        raise UserError(f"crop={crop!r} must be one of {', '.join(CROPS)}; for example crop='eigen' for NYUv2")
+        near = did_you_mean(crop, CROPS)
+        raise UserError(f"crop={crop!r} must be one of {', '.join(CROPS)}; for example crop='eigen' for NYUv2{near}")
     rows, columns = (0, height), (0, width)
     if crop == "eigen":
         if (height, width) != _EIGEN_SIZE:
@@ -65,7 +66,10 @@ def align(prediction: Tensor, target: Tensor, alignment: str = "scale_shift") ->
     if alignment == "scale":
         return (p * t).sum() / p.square().sum().clamp(min=1e-300), zero
     if alignment != "scale_shift":
-        raise UserError(f"alignment={alignment!r} must be one of {', '.join(ALIGNMENTS)}; for example 'scale_shift'")
+        near = did_you_mean(alignment, ALIGNMENTS)
+        raise UserError(
+            f"alignment={alignment!r} must be one of {', '.join(ALIGNMENTS)}; for example 'scale_shift'{near}"
+        )
     # Centred sums: the plain normal equations lose half the digits when the spread is small against the mean.
     p_mean, t_mean = p.mean(), t.mean()
     spread = (p - p_mean).square().sum()
@@ -115,9 +119,13 @@ class DepthProtocol:
                 f"depth range {self.min_depth}..{self.max_depth} m must be positive and rising, for example 1e-3..10"
             )
         if self.crop not in CROPS:
-            raise UserError(f"crop={self.crop!r} must be one of {', '.join(CROPS)}, for example 'none'")
+            near = did_you_mean(self.crop, CROPS)
+            raise UserError(f"crop={self.crop!r} must be one of {', '.join(CROPS)}, for example 'none'{near}")
         if self.alignment not in ALIGNMENTS:
-            raise UserError(f"alignment={self.alignment!r} must be one of {', '.join(ALIGNMENTS)}, for example 'none'")
+            near = did_you_mean(self.alignment, ALIGNMENTS)
+            raise UserError(
+                f"alignment={self.alignment!r} must be one of {', '.join(ALIGNMENTS)}, for example 'none'{near}"
+            )
 
     def valid(self, depth: Tensor) -> Tensor:
         """Pixels of a true depth map (H, W) that count: measured, inside the caps and the crop."""

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from torch.utils.data import Dataset, Sampler
 from torchvision.transforms.v2 import functional as V
 
-from ...checks import UserError
+from ...checks import UserError, did_you_mean
 from ...evaluation.datasets import check_columns, load_table, read_row
 from ...evaluation.options import TABLES
 from ...images import as_rgb
@@ -95,7 +95,7 @@ def load_images(
 
 def _check_split(name: str, split: str, known: Sequence[str]) -> None:
     if split not in known:
-        raise UserError(f"{name!r} has no split {split!r}; it has {', '.join(known)}")
+        raise UserError(f"{name!r} has no split {split!r}; it has {', '.join(known)}{did_you_mean(split, known)}")
 
 
 def load_digits(split: str, size: tuple[int, int], limit: int | None = None) -> LabelledImages:
