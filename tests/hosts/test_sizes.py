@@ -95,6 +95,7 @@ def test_sizes_add_to_a_mask_of_the_host(model, name, choice):
     shapes = [(1, 2, 5, 16)] * 3 + [(1, 1, 5, 5)]
     query, key, value, mask = (torch.randn(shape, generator=generator) for shape in shapes)
     bias, keep = torch.tensor([1.0, 3.0, 2.0, 1.0, 9.0]).log()[None, None, None], mask > -0.5
+
     def attend(mask):
         options, inputs = {"scaling": 0.25, "dropout": 0.0, "is_causal": False}, sizes.ClusterInputs(bias, None)
         return sizes.call_with_inputs(sizes.sized_attention, inputs, (module, query, key, value, mask), options)[0]
