@@ -4,7 +4,7 @@ python -m benchmarks.launches             eager
 python -m benchmarks.launches --compiled  and after torch.compile, by the code that it generates; a minute
 python -m benchmarks.launches --measured  beside what the profiler counts, on a machine that has a GPU
 
-Index tables are left out, since they are made once. `docs/gpu.md` has what was measured.
+Eager, index tables are left out, since they are made once; a graph makes its own. `docs/gpu.md` has what was measured.
 """
 
 from __future__ import annotations
