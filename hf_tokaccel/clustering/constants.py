@@ -39,3 +39,14 @@ def _kept(make: Callable[..., Any], sizes: tuple, device: torch.device) -> Any:
         # Once: whoever comes next may be on another stream.
         torch.cuda.current_stream(device).synchronize()
     return made
+
+
+# What torch.compile traces counts as exported there.
+_ALWAYS_EXPORTING = torch.__version__ < "2.12"
+
+
+def exporting() -> bool:
+    """Whether a graph is being exported, rather than compiled for this machine."""
+    if _ALWAYS_EXPORTING and torch.compiler.is_dynamo_compiling():
+        return False
+    return torch.compiler.is_exporting()

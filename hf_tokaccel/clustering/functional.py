@@ -28,7 +28,7 @@ from ..checks import (
     check_neighbors,
     check_window,
 )
-from .constants import constant
+from .constants import constant, exporting
 from .tiling import Tiled, auto_scale, batch_index, choose_tiling, initial_labels
 
 # Up to here a plan holds a weight for every cluster: as fast as a search, and ties at the k-th weight are kept as
@@ -247,7 +247,7 @@ def _weighted_sum(z: Tensor, indices: Tensor, weights: Tensor) -> Tensor:
         return weights @ z
     if kept == 1:
         return z.gather(1, indices.expand(-1, -1, channels)) * weights
-    if torch.compiler.is_exporting():
+    if exporting():
         # One neighbour at a time: plain gathers, which every exported format has, and memory linear in the tokens.
         parts = (
             z.gather(1, indices[..., i : i + 1].expand(-1, -1, channels)) * weights[..., i : i + 1]
@@ -388,7 +388,7 @@ def _known_batch(x: Tensor) -> int:
 
 def pulls(x: Tensor) -> bool:
     """Whether sums are formed by their readers, which on a GPU is the same bit by bit in every run, unlike atomics."""
-    return x.device.type == "cuda" and not torch.compiler.is_exporting()
+    return x.device.type == "cuda" and not exporting()
 
 
 def _autocast_off(x: Tensor) -> contextlib.AbstractContextManager:

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import flex_attention
 
+from ..clustering.constants import exporting
+
 # Pairs of queries and keys below which SDPA with a mask is faster; between two measured sizes on an H200.
 FEW_PAIRS = 1_200_000
 # PyTorch 2.14 forgets what a pass has noted in objects where it meets `flex_attention`; 2.12 and 2.13 were not tried.
@@ -19,7 +21,7 @@ def fuses(query: Tensor, kwargs: dict[str, Any]) -> bool:
 
     SDPA's kernels read a mask of numbers once for each query, and take up to three times as long with it.
     """
-    if not torch.compiler.is_compiling() or torch.compiler.is_exporting() or query.device.type != "cuda":
+    if not torch.compiler.is_compiling() or exporting() or query.device.type != "cuda":
         return False
     learns = torch.is_grad_enabled() or kwargs.get("dropout")
     half = query.dtype in (torch.bfloat16, torch.float16)
