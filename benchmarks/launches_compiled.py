@@ -122,6 +122,8 @@ def _as_on_an_h100() -> Iterator[None]:
         for name, value in (("get_device_properties", H100), ("current_device", 0)):
             stack.enter_context(mock.patch.object(CudaInterface.Worker, name, staticmethod(says(value))))
         stack.enter_context(mock.patch.object(torch.cuda, "_initialized", True))
+        # Whoever compiled before in this process has been told that there is none.
+        stack.enter_context(mock.patch("torch._inductor.scheduler.has_triton", return_value=True))
         stack.enter_context(torch._inductor.config.patch(compile_threads=1, fx_graph_cache=False))
         stack.enter_context(mock.patch.object(triton.runtime.driver, "_active", driver))
         yield

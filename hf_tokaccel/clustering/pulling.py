@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .constants import constant
+from .constants import constant, counting
 from .functional import first_least, first_rows, mean_token
 from .regions import TokenRegions, choose, matching_rounds, tile_order
 
@@ -66,13 +66,13 @@ def _partition_by_product(x: Tensor, count: int, share: float, rows: TokenRegion
             sizes = sums[..., x.shape[2]]
             means = (sums[..., : x.shape[2]] / sizes[..., None]).to(x.dtype)
     if member is None:
-        member = constant(x, _counting, len(x), regions)
+        member = counting(x, regions).repeat(len(x), 1)
     return TokenRegions(member.contiguous(), _members(member, regions).sum(-1))
 
 
 def _members(member: Tensor, regions: int) -> Tensor:
     """(B, M, N): whether a token (B, N) is of a region."""
-    return member[:, None] == constant(member, _counting, 1, regions)[..., None]
+    return member[:, None] == counting(member, regions)[:, None]
 
 
 def _product(a: Tensor, b: Tensor) -> Tensor:
@@ -114,7 +114,7 @@ def _partition_by_bags(
         if regions > count:
             means = _bag_means(x, order, starts)
     if starts is None:
-        member = constant(x, _counting, len(x), regions) if member is None else member
+        member = counting(x, regions).repeat(len(x), 1) if member is None else member
         order, starts = _by_region(member, regions)
     return TokenRegions(member.contiguous(), starts[:, 1:] - starts[:, :-1], order, starts)
 
@@ -139,7 +139,8 @@ def _numbers(least: Tensor, choice: Tensor, joined: int, regions: int) -> Tensor
     """(B, regions): the number of each in the next round, that of the one it joins where it joins one."""
     # Of those that tie at the border, the kernel takes the first.
     leaves = least.topk(joined, dim=1, largest=False, sorted=False).indices
-    stays = constant(least, _all_but_first, len(least), regions + 1).clone()
+    # All but the first, which is before them.
+    stays = counting(least, regions + 1).expand(len(least), -1).clamp(max=1)
     stays[:, 1::2].scatter_(1, leaves, 0)
     number = stays.cumsum(1)[:, :-1]
     joins = number[:, 1::2].gather(1, choice.gather(1, leaves))
@@ -150,7 +151,7 @@ def _numbers(least: Tensor, choice: Tensor, joined: int, regions: int) -> Tensor
 def _by_region(member: Tensor, regions: int) -> tuple[Tensor, Tensor]:
     """`TokenRegions.order` and `TokenRegions.starts` from the region (B, N) of each token."""
     ordered, order = member.sort(dim=1, stable=True)
-    return order, torch.searchsorted(ordered, constant(member, _counting, len(member), regions + 1))
+    return order, torch.searchsorted(ordered, counting(member, regions + 1).expand(len(member), -1).contiguous())
 
 
 def pulled_means(x: Tensor, regions: TokenRegions) -> Tensor:
@@ -171,14 +172,6 @@ def _bag_means(x: Tensor, order: Tensor, starts: Tensor) -> Tensor:
     # The last of each image begins where it ends: an empty one.
     bags = F.embedding_bag(order.flatten(), x.flatten(0, 1), starts.flatten(), mode="mean")
     return bags.unflatten(0, (len(x), -1))[:, :-1]
-
-
-def _counting(batch: int, count: int, device: torch.device) -> Tensor:
-    return torch.arange(count, device=device).repeat(batch, 1)
-
-
-def _all_but_first(batch: int, count: int, device: torch.device) -> Tensor:
-    return _counting(batch, count, device).clamp(max=1)
 
 
 def _tile_places(grid: tuple[int, int], tile: int, device: torch.device) -> tuple[Tensor, Tensor]:
