@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# A model needs one or two tables for each image size; a table of 64k tokens takes 20 MB.
-KEPT = 32
+# A model needs about five tables for each image size; the largest of 64k tokens takes 20 MB.
+KEPT = 64
 
 
 def constant(like: Tensor, make: Callable[..., Any], *sizes: Hashable) -> Any:
@@ -28,6 +28,18 @@ def constant(like: Tensor, make: Callable[..., Any], *sizes: Hashable) -> Any:
     if type(like) is not Tensor or (like.is_cuda and torch.cuda.is_current_stream_capturing()):
         return make(*sizes, like.device)
     return _kept(make, sizes, like.device)
+
+
+def counting(like: Tensor, count: int) -> Tensor:
+    """(count,): 0, 1, 2 and so on, which nobody may write to."""
+    if torch.compiler.is_compiling():
+        return torch.arange(count, device=like.device)
+    # Every round counts to another number; they share what counts to the next power of two.
+    return constant(like, _counted, 1 << count.bit_length())[:count]
+
+
+def _counted(count: int, device: torch.device) -> Tensor:
+    return torch.arange(count, device=device)
 
 
 @functools.lru_cache(maxsize=KEPT)

@@ -28,7 +28,7 @@ from ..checks import (
     check_neighbors,
     check_window,
 )
-from .constants import constant, exporting
+from .constants import constant, counting, exporting
 from .tiling import Tiled, auto_scale, batch_index, choose_tiling, initial_labels
 
 # Up to here a plan holds a weight for every cluster: as fast as a search, and ties at the k-th weight are kept as
@@ -182,7 +182,7 @@ def plan_reconstruction(
         dense = (count <= DENSE_CLUSTERS and expansion != "nearest") or kept == count
         if dense:
             distances = _all_distances(x, s)
-            indices = constant(x, _counting, count).expand(*x.shape[:2], -1)
+            indices = counting(x, count).expand(*x.shape[:2], -1)
             if window is not None:
                 distances = distances.masked_fill(~constant(x, _near, grid, cluster_grid, window), torch.inf)
         elif window is None:
@@ -345,10 +345,6 @@ def _join(found: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
 def first_rows(batch: int, count: int, device: torch.device) -> Tensor:
     """(B, 1, 1) where each image of a batch begins whose rows lie one after the other."""
     return torch.arange(batch, device=device)[:, None, None] * count
-
-
-def _counting(count: int, device: torch.device) -> Tensor:
-    return torch.arange(count, device=device)
 
 
 def _starts(count: int, step: int, device: torch.device) -> Tensor:
