@@ -26,6 +26,9 @@ def to_native_config(config: PreTrainedConfig) -> PreTrainedConfig:
     if isinstance(config, AcceleratedConfig):
         return convert_config(config, native_class(type(config)))
     config = copy.deepcopy(config)
+    # Of a folder of ours that was loaded with the class of Transformers, which keeps what it does not know.
+    for name in ("accel", "auto_map") if "accel" in vars(config) else ():
+        vars(config).pop(name, None)
     if isinstance(getattr(config, "backbone_config", None), AcceleratedConfig):
         config.backbone_config = to_native_config(config.backbone_config)
     return config

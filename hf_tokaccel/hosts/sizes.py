@@ -133,7 +133,7 @@ def sized_attention(
 def _check_flex(device: torch.device) -> None:
     # PyTorch 2.14 compiles flex attention with any tensor as the mask to code that ends the process on a CPU.
     if device.type == "cpu":
-        raise ValueError(
+        raise UserError(
             "attn_implementation='flex_attention' is not valid with size_attention=True on a CPU, where PyTorch's "
             "kernel crashes with a bias: use attn_implementation='sdpa'; or size_attention=False."
         )

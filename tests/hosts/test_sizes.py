@@ -95,7 +95,7 @@ def test_sizes_add_to_a_mask_of_the_host(model, name, choice):
     shapes = [(1, 2, 5, 16)] * 3 + [(1, 1, 5, 5)]
     query, key, value, mask = (torch.randn(shape, generator=generator) for shape in shapes)
     bias, keep = torch.tensor([1.0, 3.0, 2.0, 1.0, 9.0]).log()[None, None, None], mask > -0.5
-    with sizes.inputs_of_clusters(sizes.ClusterInputs(bias, None)):
+    with sizes.inputs_of_clusters(bias, None):
         actual, _ = sizes.sized_attention(
             module, query, key, value, keep if choice else mask, scaling=0.25, dropout=0.0, is_causal=False
         )
