@@ -93,12 +93,6 @@ def test_names_that_are_near():
     assert len(brief("x" * 9999)) == 200
 
 
-# Written by others at this time; each line goes when the file's errors are UserErrors.
-PENDING = {f"hosts/{name}.py" for name in ("config", "convert", "graft", "modeling", "track")} | {
-    "settings/clustering.py"
-}
-
-
 def test_mistakes_of_the_user_have_their_own_type():
     """A plain ValueError is a bug to the command line."""
     raised = {}
@@ -106,7 +100,7 @@ def test_mistakes_of_the_user_have_their_own_type():
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "ValueError":
                 raised.setdefault(path.relative_to(ROOT).as_posix(), []).append(node.lineno)
-    assert set(raised) <= PENDING, raised
+    assert not raised
 
 
 def run(monkeypatch, error, *arguments):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 from operator import attrgetter
@@ -10,10 +11,11 @@ from weakref import WeakValueDictionary
 
 from transformers import PreTrainedConfig
 
-from ..checks import as_pair, require
+from ..checks import UserError, as_pair, require
 from ..registry import FAMILIES, accelerated_class, native_class, unsupported
 from ..settings.clustering import SIMILARITIES, TokenClusteringConfig
 from ..settings.methods import as_accel
+from ..settings.stored import StoredSetting
 from ..upstream import is_initialized
 from .blocks import Block, Encoder, Grid
 
@@ -36,12 +38,20 @@ class SettingConfig:
         # checks of Transformers, whose errors are no ValueError.
         if name == "accel":
             value = self.stored_accel(value)
-        if name == "accel" and _in_use.get(id(self)) is self and value != self.accel:
-            raise ValueError(
-                f"accel={value!r} cannot be assigned to the configuration of a built model, which would ignore it: "
-                "use model = hf_tokaccel.accelerate(model, accel), or accelerate_config(config, accel) for a new one."
-            )
+            value = value if value is None else StoredSetting(value)
+        if name == "accel" and self._is_in_use() and value != self.accel:
+            raise _cannot_change(f"accel={value!r} cannot be assigned to")
         super().__setattr__(name, value)
+
+    def __delattr__(self, name: str) -> None:
+        if name == "accel" and self._is_in_use():
+            raise _cannot_change("accel cannot be taken from")
+        super().__delattr__(name)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        if isinstance(state.get("accel"), dict):  # which a copy has as a plain dict
+            self.__dict__["accel"] = StoredSetting(state["accel"])
 
     def __post_init__(self, **kwargs: Any) -> None:
         # A native folder's model_type arrives here and would shadow this class's own.
@@ -60,6 +70,9 @@ class SettingConfig:
         """What is stored of a setting that a user gives."""
         return None if value is None else self.resolve_accel(value).to_dict()
 
+    def _is_in_use(self) -> bool:
+        return _in_use.get(id(self)) is self
+
     def mark_in_use(self) -> None:
         """Called by a model that is built with this configuration: from then on `accel` stands."""
         _in_use[id(self)] = self
@@ -71,6 +84,22 @@ class SettingConfig:
     @classmethod
     def register_for_auto_class(cls, auto_class: str = "AutoConfig") -> None:
         """Does nothing; see `hub.ShimMixin.register_for_auto_class`."""
+
+
+def _cannot_change(what: str) -> UserError:
+    return UserError(
+        f"{what} the configuration of a built model, which would ignore it: use model = "
+        "hf_tokaccel.accelerate(model, accel), or accelerate_config(config, accel) for a new one."
+    )
+
+
+class SettingModel:
+    """Base of every model whose configuration has a setting: from then on that stands, in copies of the model too."""
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        if isinstance(self.config, SettingConfig):
+            self.config.mark_in_use()
 
 
 @dataclass(kw_only=True, init=False, repr=False, eq=False)
@@ -217,7 +246,7 @@ class AcceleratedConfig(SettingConfig):
         """
         setting = as_accel(accel)
         if not isinstance(setting, TokenClusteringConfig):
-            raise ValueError(
+            raise UserError(
                 f"method={setting.method!r} is not valid for model type {self.model_type!r}, which clusters tokens: "
                 "use accelerate_config(config, accel) on the plain configuration, which finds the type that fits."
             )
@@ -239,5 +268,10 @@ def family_of(host: PreTrainedConfig) -> type[AcceleratedConfig]:
 
 
 def stored_accel(config: PreTrainedConfig) -> dict | None:
-    """Accelerated setting in a configuration or in that of its backbone."""
-    return getattr(config, "accel", None) or getattr(getattr(config, "backbone_config", None), "accel", None)
+    """A copy of the accelerated setting in a configuration or in that of its backbone.
+
+    A plain configuration has none, though one that was read from a folder of ours may carry it along.
+    """
+    owners = (config, getattr(config, "backbone_config", None))
+    settings = (owner.accel for owner in owners if isinstance(owner, SettingConfig) and owner.accel)
+    return copy.deepcopy(next(settings, None))

@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedConfig
 
+from ..checks import UserError
 from ..upstream import HOOKS_INSTALLED
 from .change import CHANGED
 from .tracked import native_block, retrack
@@ -154,7 +155,7 @@ def _check_forward(template: nn.Module, source: nn.Module) -> None:
         return
     movable = isinstance(forward, (MethodType, functools.partial))
     if not movable or any(_has_our_class(part) or _is_tracked(part) for part in (template, source)):
-        raise ValueError(
+        raise UserError(
             f"{type(source).__name__} has a forward that was set on the object, and would be lost or go on running "
             "the model that was given: take it away with `del module.forward`, and compile or patch what accelerate "
             "returns."

@@ -19,13 +19,13 @@ import torch
 from torch import nn
 from transformers.modeling_outputs import BaseModelOutput
 
-from ..checks import as_pair
+from ..checks import UserError, as_pair, brief
 from ..hub.shim import ShimMixin
 from ..registry import accelerated_class, unsupported
 from ..settings.clustering import TokenClusteringConfig
 from ..upstream import capture_outputs
 from .change import change
-from .config import AcceleratedConfig
+from .config import AcceleratedConfig, SettingModel
 from .convert import to_native
 from .graft import transplant
 from .layout import SliceLayout, TokenLayout
@@ -34,7 +34,7 @@ from .track import TokenTrack, ambient_read, ambient_track
 from .tracked import track_blocks
 
 
-class AcceleratedModel(ShimMixin):
+class AcceleratedModel(SettingModel, ShimMixin):
     """First base of every accelerated model class; the second is the host's own class.
 
     Class attributes describe the family:
@@ -48,7 +48,6 @@ class AcceleratedModel(ShimMixin):
         native_class: the host's class, None where Transformers has none; found from the bases if absent.
     """
 
-    accel: TokenClusteringConfig | None = None
     accel_layers: str | None = None
     accel_norm: str = "layernorm_before"
     accel_parts: tuple[str, ...] = ()
@@ -56,6 +55,18 @@ class AcceleratedModel(ShimMixin):
     accel_passes_inputs: bool = False
     accel_ambient: bool = False
     accel_make_track: Callable[..., TokenTrack] = TokenTrack
+
+    @property
+    def accel(self) -> TokenClusteringConfig | None:
+        """The setting that this host runs with."""
+        return self.__dict__.get("accel_setting")
+
+    @accel.setter
+    def accel(self, value: Any) -> None:
+        raise UserError(
+            f"accel={brief(value)} cannot be assigned to a built model: use model = hf_tokaccel.accelerate(model, "
+            "accel), for example accelerate(model, None)."
+        )
 
     def post_init(self) -> None:
         # The last call of every native __init__, before weights are loaded: parameter names stay the host's, and
@@ -67,7 +78,7 @@ class AcceleratedModel(ShimMixin):
 
     def install_accel(self, accel: TokenClusteringConfig | None) -> None:
         """Makes this host run with a setting; called once, while the model is built."""
-        self.accel = accel
+        self.accel_setting = accel
         if accel is None:
             return
         for path in self.accel_parts:
@@ -87,7 +98,7 @@ class AcceleratedModel(ShimMixin):
     def _weigh_sizes(self, layers: nn.ModuleList, accel: TokenClusteringConfig) -> None:
         for layer in list(layers)[accel.starts[0] : accel.reconstruct_after]:
             if not self.accel_weigh_sizes(layer):
-                raise ValueError(
+                raise UserError(
                     f"size_attention=True is not valid for {type(self).__name__}, whose attention takes no bias: it "
                     "must be False, for example size_attention=False."
                 )
@@ -140,6 +151,11 @@ class AcceleratedModel(ShimMixin):
         if native:
             to_native(self).save_pretrained(save_directory, *args, **kwargs)
             return
+        if isinstance(self.config, AcceleratedConfig) and self.config.accel_view() != self.accel:
+            raise UserError(
+                f"the configuration has accel={brief(self.config.accel)}, but the model runs with {self.accel}: "
+                "saving would give another model. To change it, use model = hf_tokaccel.accelerate(model, accel)."
+            )
         super().save_pretrained(save_directory, *args, **kwargs)
 
 
@@ -172,7 +188,7 @@ def image_grid(model: nn.Module, pixel_values: torch.Tensor, windows: int = 1) -
     if any(side % step for side, step in zip(sides, steps, strict=True)):
         nearest = tuple(max(1, round(side / step)) * step for side, step in zip(sides, steps, strict=True))
         parts = "" if windows == 1 else f"times {windows} windows, "
-        raise ValueError(
+        raise UserError(
             f"image size {tuple(sides)} is not valid: while accelerated, height and width must be multiples of the "
             f"patch size {parts}{steps}, for example {nearest}; or switch acceleration off with "
             "accelerate(model, None)."
@@ -200,7 +216,7 @@ def enter(native_forward: Callable, reads: Callable[[Any], Collection[int]] | No
             return native_forward(self, *args, **kwargs)
         arguments = {**dict(zip(names[: len(args)], args, strict=True)), **kwargs}
         if arguments.get("attention_mask") is not None:
-            raise ValueError(
+            raise UserError(
                 "attention_mask is not valid while acceleration is on, since clusters mix masked and unmasked tokens: "
                 "pass None, or switch acceleration off with accelerate(model, None)."
             )

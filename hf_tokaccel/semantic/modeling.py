@@ -13,7 +13,7 @@ from transformers.backbone_utils import BackboneMixin
 
 from ..checks import UserError
 from ..discovery import FoundByName, family_modules
-from ..hosts.config import AcceleratedConfig, SettingConfig
+from ..hosts.config import AcceleratedConfig, SettingConfig, SettingModel
 from ..hosts.convert import convert_config
 from ..hub.shim import ShimMixin
 from ..registry import register_types
@@ -118,7 +118,7 @@ def _some(names: list[str]) -> str:
     return (", ".join(names[:_LISTED]) + more) or "none"
 
 
-class SemanticModel(ShimMixin):
+class SemanticModel(SettingModel, ShimMixin):
     """First base of every model class with semantic tokens."""
 
     native_class: type[PreTrainedModel] | None = None

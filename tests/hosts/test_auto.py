@@ -1,11 +1,14 @@
 """What holds across families: heads on any accelerated backbone, refusals, saving, pipelines, big-model loading."""
 
 import copy
+import io
 import json
+import pickle
 
 import numpy as np
 import pytest
 import torch
+from adaptive_family import ADAPTIVE
 from family import ACCEL, TINY_DINOV2
 from PIL import Image
 from test_dinov2 import Dinov2Tester
@@ -38,6 +41,8 @@ from transformers import (
 from transformers.utils.generic import find_labels
 
 import hf_tokaccel as ta
+from hf_tokaccel.checkpoint import load_checkpoint
+from hf_tokaccel.hub.files import check_folder
 
 
 def run(model, images):
@@ -140,6 +145,79 @@ def test_a_setting_cannot_be_assigned_to_a_built_model_which_would_ignore_it(acc
         model.config.accel = {**ACCEL, "cluster_after": 2}
     model.config.accel = model.config.accel
     copy.deepcopy(model.config).accel = {**ACCEL, "cluster_after": 2}
+
+
+def copies(model):
+    yield model
+    yield copy.deepcopy(model)
+    yield pickle.loads(pickle.dumps(model))
+    buffer = io.BytesIO()
+    torch.save(model, buffer)
+    yield torch.load(io.BytesIO(buffer.getvalue()), weights_only=False)
+
+
+def test_nothing_that_a_built_model_would_ignore_can_be_done_to_its_setting(tmp_path):
+    for built in list(copies(ta.accelerate(ViTModel(ViTTester().config()), ADAPTIVE))):
+        config, before = built.config, built.config.to_dict()["accel"]
+        changes = [
+            lambda c: setattr(c, "accel", ACCEL),
+            lambda c: setattr(c, "accel", None),
+            lambda c: delattr(c, "accel"),
+            lambda c: c.accel.update(clusters=[0.9, 0.8]),
+            lambda c: c.accel.__setitem__("clusters", [0.9, 0.8]),
+            lambda c: c.accel.__ior__({"expansion": "nearest"}),
+            lambda c: c.accel.pop("expansion"),
+            lambda c: c.accel["clusters"].__setitem__(0, 0.9),
+            lambda c: c.accel["clusters"].append(0.9),
+        ]
+        for change in changes:
+            with pytest.raises(ValueError, match=r"hf_tokaccel\.accelerate"):
+                change(config)
+        with pytest.raises(ValueError, match=r"hf_tokaccel\.accelerate"):
+            built.accel = None
+        assert config.accel == before
+        built.save_pretrained(tmp_path)
+        assert json.loads((tmp_path / "config.json").read_text())["accel"] == before
+        object.__setattr__(config, "accel", {**before, "expansion": "nearest"})
+        with pytest.raises(ValueError, match=r"the model runs with .*saving would give another model"):
+            built.save_pretrained(tmp_path)
+
+
+def test_a_setting_that_was_read_can_be_changed_in_a_copy():
+    config = ta.accelerate_config(ViTTester().config(), ADAPTIVE)
+    values = config.to_dict()["accel"]
+    values["clusters"][1] = 0.3
+    assert ta.accelerate_config(config, values).accel["clusters"] == [0.5, 0.3]
+    assert ta.accelerate_config(config, {**config.accel, "clusters": [0.4, 0.2]}).accel["clusters"] == [0.4, 0.2]
+    assert config.accel["clusters"] == [0.5, 0.25]
+
+
+def test_a_backbone_of_a_native_head_keeps_its_setting_in_copies(detr):
+    fast = ta.accelerate(detr, ACCEL)
+    for model in (fast, copy.deepcopy(fast)):
+        for config in (model.config.backbone_config, model.model.backbone.model.config):
+            with pytest.raises(ValueError, match="would ignore it"):
+                config.accel = None
+
+
+def test_a_plain_model_of_a_folder_of_ours_has_no_setting(tmp_path):
+    """Transformers keeps the fields that its class does not know."""
+    model = DPTForDepthEstimation(DPTTester().config())
+    ta.accelerate(model, ACCEL).save_pretrained(tmp_path / "ours")
+    plain = DPTForDepthEstimation.from_pretrained(tmp_path / "ours")
+    plain.save_pretrained(tmp_path / "stale")
+    assert "accel" in json.loads((tmp_path / "stale" / "config.json").read_text())
+    stale = AutoConfig.from_pretrained(tmp_path / "stale")
+    assert type(stale) is DPTConfig
+    loaded = load_checkpoint(tmp_path / "stale")
+    assert loaded.accel is None
+    with pytest.raises(ValueError, match="holds a plain 'dpt' model"):
+        check_folder(tmp_path / "stale")
+    clean = [ta.to_native_config(stale), ta.to_native(plain).config, ta.to_native(loaded.model).config]
+    assert not any({"accel", "auto_map"} & vars(config).keys() for config in clean)
+    assert ta.accelerate(plain, None).config.accel is None
+    ta.to_native(plain).save_pretrained(tmp_path / "clean")
+    AutoModelForDepthEstimation.from_pretrained(tmp_path / "clean", trust_remote_code=True)
 
 
 def test_every_form_of_a_setting_is_stored_alike():
