@@ -51,7 +51,7 @@ class ClusterObservation:
 
 
 def last_steps(seen: Sequence[ClusterObservation]) -> list[ClusterObservation]:
-    """Of the observations of whole forward passes those of the last step of each, whose clusters most blocks run on."""
+    """Of the observations of whole forward passes those of the last step of each."""
     steps = len(seen[0].clusters.accel.starts)
     return list(seen[steps - 1 :: steps])
 
