@@ -49,6 +49,20 @@ def test_pictures_cost_and_sentence_of_a_setting(demo):
     assert tokens == 24
 
 
+def test_the_slider_of_adaptive_clusters_is_a_share_of_the_tokens(demo):
+    image = demo.scene_for("depth")["image"]
+    assert demo.takes_regions("depth")
+    assert not demo.takes_regions("panoptic")
+    *pictures, rows, said = demo.compare("depth", image, 2, 8, "delta", 5, 5, "adaptive", 0.5)
+    shown = dict(zip(demo.PARTS, pictures, strict=True))
+    # Borders of regions over the photograph, and their mean colours.
+    assert not np.array_equal(shown["clusters"], shown["mean colours"])
+    assert "0.5 after 2, delta" in said
+    fewer = demo.compare("depth", image, 2, 8, "delta", 5, 5, "adaptive", 0.25)
+    assert float(fewer[-2][1][3]) < float(rows[1][3])  # GFLOPs
+    assert not np.array_equal(fewer[demo.PARTS.index("clusters")], shown["clusters"])
+
+
 def test_as_many_clusters_as_tokens_differ_nowhere(demo):
     image = demo.scene_for("depth")["image"]
     *pictures, _, said = demo.compare("depth", image, 4, 24, "nearest", 5, 5)
@@ -78,6 +92,8 @@ def test_pixels_that_agree_are_counted(demo):
         (("depth", np.zeros((8, 8, 3), np.uint8), 99, 8, "soft", 5, 5), "cluster_after=99"),
         (("depth", np.zeros((8, 8, 3), np.uint8), 4, 25, "soft", 5, 5), "25"),
         (("depth", np.zeros((8, 8, 3), np.uint8), 4, 8, "soft", 5, 4), "window=4"),
+        (("depth", np.zeros((8, 8, 3), np.uint8), 4, 8, "soft", 5, 5, "adaptive", 0.5), "expansion='soft'"),
+        (("depth", np.zeros((8, 8, 3), np.uint8), 4, 8, "soft", 5, 5, "free", 0.5), "kind='free'"),
         (("no/such-model", np.zeros((8, 8, 3), np.uint8), 4, 8, "soft", 5, 5), "Intel/dpt-large"),
     ],
 )
