@@ -121,7 +121,9 @@ def test_accelerate_takes_adaptive_clusters(base, tmp_path):
     native = AutoModelForDepthEstimation.from_pretrained(base)
     setting = ta.TokenClusteringConfig(cluster_after=(1, 2), clusters=(0.8, 4))
     assert depth(loaded) == depth(ta.accelerate(native, setting))
-    assert "[0.8, 4]" in (tmp_path / "b" / "README.md").read_text()
+    card = (tmp_path / "b" / "README.md").read_text()
+    assert "[0.8, 4]" in card
+    assert "with adaptive token clustering" in card
 
 
 @pytest.mark.parametrize(

@@ -151,11 +151,12 @@ def test_the_page_answers(demo, page, tmp_path):
     path = tmp_path / "scene.png"
     Image.fromarray(np.asarray(demo.scene_for("depth")["image"])).save(path)
     client = Client(page, verbose=False, download_files=str(tmp_path))
-    *pictures, table, said = client.predict("depth", handle_file(path), 4, 12, "soft", 5, 5, api_name="/compare")
+    values = ("depth", handle_file(path), 4, 12, "soft", 5, 5, "grid", 0.5)
+    *pictures, table, said = client.predict(*values, api_name="/compare")
     assert len(pictures) == len(demo.PARTS)
     assert all(Image.open(picture).size[0] > 100 for picture in pictures)
     assert table["headers"] == demo.HEADINGS
     assert [row[0] for row in table["data"]] == ["dense", "accelerated"]
     assert "12x12 after 4" in said
     with pytest.raises(exceptions.AppError, match="window=4"):
-        client.predict("depth", handle_file(path), 4, 12, "soft", 5, 4, api_name="/compare")
+        client.predict("depth", handle_file(path), 4, 12, "soft", 5, 4, "grid", 0.5, api_name="/compare")
