@@ -56,7 +56,7 @@ def accelerate(
     from ..checkpoint import load_checkpoint
     from ..hub.card import setting_of
     from ..hub.files import write_card
-    from ..images import default_size
+    from ..images import default_size, made_size
     from ..tuning.recommended import SPEEDUP, Recommended
 
     check_output_folder(out, overwrite)
@@ -65,10 +65,11 @@ def accelerate(
     checkpoint = load_checkpoint(model, auto_class=auto_class, dtype=dtype)
     chosen = setting is not None
     setting = setting or Recommended()
+    config = checkpoint.model.config
+    accelerate_config(config, None)  # Whether it is supported is asked before its size is.
     if isinstance(setting, Recommended):
-        config = checkpoint.model.config
-        accelerate_config(config, None)  # Whether it is supported is asked before its size is.
         setting = setting.resolve(config, size or default_size(config, checkpoint.processor, "--image-size"))
+    size = size or made_size(checkpoint.processor)
     fast = accelerate_model(checkpoint.model, setting, size)
     fast.save_pretrained(out)
     if checkpoint.processor is not None:
