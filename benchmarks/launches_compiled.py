@@ -22,9 +22,6 @@ from torch._inductor.graph import GraphLowering
 from torch._inductor.virtualized import V
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
-from torch.utils._pytree import tree_flatten, tree_unflatten
-
-from hf_tokaccel.clustering import functional, pulling, tiling
 
 H100 = SimpleNamespace(
     name="NVIDIA H100 80GB HBM3",
@@ -45,7 +42,7 @@ H100 = SimpleNamespace(
 
 
 def compiled(functions: dict[str, Callable[[Tensor], Tensor]], shape: tuple[int, ...]) -> dict[str, int]:
-    """Kernels of each function of one bfloat16 tensor; index tables are inputs, as they are constants of a graph."""
+    """Kernels of each function of one bfloat16 tensor; a graph makes its index tables anew, so they are counted."""
     modes = {name: FakeTensorMode() for name in functions}
     graphs = {name: _trace(function, shape, modes[name]) for name, function in functions.items()}
     with _as_on_an_h100():
@@ -53,36 +50,12 @@ def compiled(functions: dict[str, Callable[[Tensor], Tensor]], shape: tuple[int,
 
 
 def _trace(function: Callable, shape: tuple[int, ...], mode: FakeTensorMode) -> tuple[fx.GraphModule, list[Tensor]]:
-    tables: dict = {}
-
-    def make(like, make, *sizes):
-        if (make, sizes) not in tables:
-            tables[make, sizes] = make(*sizes, like.device)
-        return tables[make, sizes]
-
     with mode, torch.no_grad(), mock.patch("torch.compiler.is_compiling", return_value=True):
         x = torch.empty(shape, dtype=torch.bfloat16, device="cuda")
-        with _constants(make):
-            function(x)
-        leaves, spec = tree_flatten(list(tables.values()))
-
-        def whole(x: Tensor, *leaves: Tensor) -> Tensor:
-            given = dict(zip(tables, tree_unflatten(list(leaves), spec), strict=True))
-            with _constants(lambda like, make, *sizes: given[make, sizes]):
-                return function(x)
-
-        graph = make_fx(whole, decomposition_table=select_decomp_table())(x, *leaves)
+        graph = make_fx(lambda x: function(x), decomposition_table=select_decomp_table())(x)
     graph.graph.eliminate_dead_code()
     graph.recompile()
-    return graph, [x, *leaves]
-
-
-@contextlib.contextmanager
-def _constants(constant: Callable) -> Iterator[None]:
-    with contextlib.ExitStack() as stack:
-        for module in (functional, pulling, tiling):
-            stack.enter_context(mock.patch.object(module, "constant", constant))
-        yield
+    return graph, [x]
 
 
 def _generate(graph: fx.GraphModule, inputs: list[Tensor], mode: FakeTensorMode) -> str:
@@ -149,6 +122,8 @@ def _as_on_an_h100() -> Iterator[None]:
         for name, value in (("get_device_properties", H100), ("current_device", 0)):
             stack.enter_context(mock.patch.object(CudaInterface.Worker, name, staticmethod(says(value))))
         stack.enter_context(mock.patch.object(torch.cuda, "_initialized", True))
+        # Whoever compiled before in this process has been told that there is none.
+        stack.enter_context(mock.patch("torch._inductor.scheduler.has_triton", return_value=True))
         stack.enter_context(torch._inductor.config.patch(compile_threads=1, fx_graph_cache=False))
         stack.enter_context(mock.patch.object(triton.runtime.driver, "_active", driver))
         yield

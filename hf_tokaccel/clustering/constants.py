@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# A model needs one or two tables for each image size; a table of 64k tokens takes 20 MB.
-KEPT = 32
+# A model needs about five tables for each image size; the largest of 64k tokens takes 20 MB.
+KEPT = 64
 
 
 def constant(like: Tensor, make: Callable[..., Any], *sizes: Hashable) -> Any:
@@ -30,6 +30,18 @@ def constant(like: Tensor, make: Callable[..., Any], *sizes: Hashable) -> Any:
     return _kept(make, sizes, like.device)
 
 
+def counting(like: Tensor, count: int) -> Tensor:
+    """(count,): 0, 1, 2 and so on, which nobody may write to."""
+    if torch.compiler.is_compiling():
+        return torch.arange(count, device=like.device)
+    # Every round counts to another number; they share what counts to the next power of two.
+    return constant(like, _counted, 1 << count.bit_length())[:count]
+
+
+def _counted(count: int, device: torch.device) -> Tensor:
+    return torch.arange(count, device=device)
+
+
 @functools.lru_cache(maxsize=KEPT)
 def _kept(make: Callable[..., Any], sizes: tuple, device: torch.device) -> Any:
     # Not as a tensor of inference mode, which training could not use.
@@ -39,3 +51,14 @@ def _kept(make: Callable[..., Any], sizes: tuple, device: torch.device) -> Any:
         # Once: whoever comes next may be on another stream.
         torch.cuda.current_stream(device).synchronize()
     return made
+
+
+# What torch.compile traces counts as exported there.
+_ALWAYS_EXPORTING = torch.__version__ < "2.12"
+
+
+def exporting() -> bool:
+    """Whether a graph is being exported, rather than compiled for this machine."""
+    if _ALWAYS_EXPORTING and torch.compiler.is_dynamo_compiling():
+        return False
+    return torch.compiler.is_exporting()

@@ -28,7 +28,7 @@ from ..checks import (
     check_neighbors,
     check_window,
 )
-from .constants import constant
+from .constants import constant, counting, exporting
 from .tiling import Tiled, auto_scale, batch_index, choose_tiling, initial_labels
 
 # Up to here a plan holds a weight for every cluster: as fast as a search, and ties at the k-th weight are kept as
@@ -182,7 +182,7 @@ def plan_reconstruction(
         dense = (count <= DENSE_CLUSTERS and expansion != "nearest") or kept == count
         if dense:
             distances = _all_distances(x, s)
-            indices = constant(x, _counting, count).expand(*x.shape[:2], -1)
+            indices = counting(x, count).expand(*x.shape[:2], -1)
             if window is not None:
                 distances = distances.masked_fill(~constant(x, _near, grid, cluster_grid, window), torch.inf)
         elif window is None:
@@ -247,7 +247,7 @@ def _weighted_sum(z: Tensor, indices: Tensor, weights: Tensor) -> Tensor:
         return weights @ z
     if kept == 1:
         return z.gather(1, indices.expand(-1, -1, channels)) * weights
-    if torch.compiler.is_exporting():
+    if exporting():
         # One neighbour at a time: plain gathers, which every exported format has, and memory linear in the tokens.
         parts = (
             z.gather(1, indices[..., i : i + 1].expand(-1, -1, channels)) * weights[..., i : i + 1]
@@ -347,10 +347,6 @@ def first_rows(batch: int, count: int, device: torch.device) -> Tensor:
     return torch.arange(batch, device=device)[:, None, None] * count
 
 
-def _counting(count: int, device: torch.device) -> Tensor:
-    return torch.arange(count, device=device)
-
-
 def _starts(count: int, step: int, device: torch.device) -> Tensor:
     return torch.arange(count, device=device) * step
 
@@ -388,7 +384,7 @@ def _known_batch(x: Tensor) -> int:
 
 def pulls(x: Tensor) -> bool:
     """Whether sums are formed by their readers, which on a GPU is the same bit by bit in every run, unlike atomics."""
-    return x.device.type == "cuda" and not torch.compiler.is_exporting()
+    return x.device.type == "cuda" and not exporting()
 
 
 def _autocast_off(x: Tensor) -> contextlib.AbstractContextManager:

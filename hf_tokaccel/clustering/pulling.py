@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .constants import constant
+from .constants import constant, counting
 from .functional import first_least, first_rows, mean_token
 from .regions import TokenRegions, choose, matching_rounds, tile_order
 
@@ -48,8 +48,11 @@ def _partition_by_product(x: Tensor, count: int, share: float, rows: TokenRegion
     if rows is not None:
         regions, member, sizes = rows.sizes.shape[1], rows.rows, rows.sizes.float()
         means = _product_means(x, member, sizes)
-    for joined in matching_rounds(regions, count, share):
-        squares = means.float().square().sum(-1)
+    rounds = matching_rounds(regions, count, share)
+    # A further column counts the tokens; eight keep rows aligned.
+    wide = F.pad(x, (0, 8), value=1.0) if len(rounds) > 1 else x
+    for joined in rounds:
+        squares = torch.linalg.vector_norm(means, dim=-1, dtype=torch.float32).square()
         cost = _product(means[:, ::2], means[:, 1::2].transpose(1, 2))
         cost = torch.sub(squares[:, None, 1::2], cost, alpha=2).add_(squares[:, ::2, None])
         if sizes is not None:
@@ -58,20 +61,18 @@ def _partition_by_product(x: Tensor, count: int, share: float, rows: TokenRegion
         least, choice = first_least(cost) if torch.compiler.is_compiling() else cost.min(-1)
         number = _numbers(least, choice, joined, regions)
         member, regions = (number if member is None else number.gather(1, member)), regions - joined
-        sizes = _members(member, regions, x.dtype).sum(-1, dtype=torch.float32)
         if regions > count:
-            means = _product_means(x, member, sizes)
+            sums = _product(_members(member, regions).to(x.dtype), wide)
+            sizes = sums[..., x.shape[2]]
+            means = (sums[..., : x.shape[2]] / sizes[..., None]).to(x.dtype)
     if member is None:
-        member = constant(x, _counting, len(x), regions)
-    if sizes is None:
-        sizes = x.new_ones(x.shape[:2], dtype=torch.float32)
-    return TokenRegions(member.contiguous(), sizes.long())
+        member = counting(x, regions).repeat(len(x), 1)
+    return TokenRegions(member.contiguous(), _members(member, regions).sum(-1))
 
 
-def _members(member: Tensor, regions: int, dtype: torch.dtype) -> Tensor:
-    """(B, M, N): 1 where a token (B, N) is of a region."""
-    places = torch.arange(regions, device=member.device)
-    return (member[:, None] == places[:, None]).to(dtype)
+def _members(member: Tensor, regions: int) -> Tensor:
+    """(B, M, N): whether a token (B, N) is of a region."""
+    return member[:, None] == counting(member, regions)[:, None]
 
 
 def _product(a: Tensor, b: Tensor) -> Tensor:
@@ -83,7 +84,7 @@ def _product(a: Tensor, b: Tensor) -> Tensor:
 
 def _product_means(x: Tensor, member: Tensor, sizes: Tensor) -> Tensor:
     """Means (B, M, C) of the rows of x (B, N, C), summed in float32."""
-    sums = _product(_members(member, sizes.shape[1], x.dtype), x)
+    sums = _product(_members(member, sizes.shape[1]).to(x.dtype), x)
     return (sums / sizes[..., None]).to(x.dtype)
 
 
@@ -113,7 +114,7 @@ def _partition_by_bags(
         if regions > count:
             means = _bag_means(x, order, starts)
     if starts is None:
-        member = constant(x, _counting, len(x), regions) if member is None else member
+        member = counting(x, regions).repeat(len(x), 1) if member is None else member
         order, starts = _by_region(member, regions)
     return TokenRegions(member.contiguous(), starts[:, 1:] - starts[:, :-1], order, starts)
 
@@ -138,7 +139,8 @@ def _numbers(least: Tensor, choice: Tensor, joined: int, regions: int) -> Tensor
     """(B, regions): the number of each in the next round, that of the one it joins where it joins one."""
     # Of those that tie at the border, the kernel takes the first.
     leaves = least.topk(joined, dim=1, largest=False, sorted=False).indices
-    stays = constant(least, _all_but_first, len(least), regions + 1).clone()
+    # All but the first, which is before them.
+    stays = counting(least, regions + 1).expand(len(least), -1).clamp(max=1)
     stays[:, 1::2].scatter_(1, leaves, 0)
     number = stays.cumsum(1)[:, :-1]
     joins = number[:, 1::2].gather(1, choice.gather(1, leaves))
@@ -149,13 +151,13 @@ def _numbers(least: Tensor, choice: Tensor, joined: int, regions: int) -> Tensor
 def _by_region(member: Tensor, regions: int) -> tuple[Tensor, Tensor]:
     """`TokenRegions.order` and `TokenRegions.starts` from the region (B, N) of each token."""
     ordered, order = member.sort(dim=1, stable=True)
-    return order, torch.searchsorted(ordered, constant(member, _counting, len(member), regions + 1))
+    return order, torch.searchsorted(ordered, counting(member, regions + 1).expand(len(member), -1).contiguous())
 
 
 def pulled_means(x: Tensor, regions: TokenRegions) -> Tensor:
     """See `adaptive.average_tokens`."""
     if is_half(x) and x.shape[1] <= MOST_BY_PRODUCT:
-        return _product_means(x, regions.rows, regions.sizes.float())
+        return _product_means(x, regions.rows, regions.sizes)
     order, starts = regions.order, regions.starts
     if order is None:
         order, starts = _by_region(regions.rows, regions.sizes.shape[1])
@@ -170,14 +172,6 @@ def _bag_means(x: Tensor, order: Tensor, starts: Tensor) -> Tensor:
     # The last of each image begins where it ends: an empty one.
     bags = F.embedding_bag(order.flatten(), x.flatten(0, 1), starts.flatten(), mode="mean")
     return bags.unflatten(0, (len(x), -1))[:, :-1]
-
-
-def _counting(batch: int, count: int, device: torch.device) -> Tensor:
-    return torch.arange(count, device=device).repeat(batch, 1)
-
-
-def _all_but_first(batch: int, count: int, device: torch.device) -> Tensor:
-    return _counting(batch, count, device).clamp(max=1)
 
 
 def _tile_places(grid: tuple[int, int], tile: int, device: torch.device) -> tuple[Tensor, Tensor]:

@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .constants import constant
+from .constants import constant, exporting
 
 
 class Axis(NamedTuple):
@@ -278,7 +278,7 @@ class Tiled:
         values = values.flatten(0, 1)
         if self.tiles == 1:
             return values
-        if values.dim() == 2 and not torch.compiler.is_exporting():
+        if values.dim() == 2 and not exporting():
             # Each cluster adds up the tiles that hold it, in their order; the other form does so in any on a GPU.
             shared = self.tables.cells.shape != self.tables.starts.shape
             padding = 0 if shared else None

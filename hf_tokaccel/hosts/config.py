@@ -252,7 +252,7 @@ class AcceleratedConfig(SettingConfig):
         """
         setting = as_accel(accel)
         if not isinstance(setting, TokenClusteringConfig):
-            raise ValueError(
+            raise UserError(
                 f"method={setting.method!r} is not valid for model type {self.model_type!r}, which clusters tokens: "
                 "use accelerate_config(config, accel) on the plain configuration, which finds the type that fits."
             )

@@ -45,7 +45,7 @@ def to_native(model: PreTrainedModel) -> PreTrainedModel:
         raise _no_counterpart(type(model).__name__)
     cls = native_type(model)
     if cls is None:
-        raise ValueError(
+        raise UserError(
             f"{type(model).__name__} has no counterpart in Transformers, so it cannot be made native: keep it and "
             "switch acceleration off with accelerate(model, None), or save the weights with save_pretrained."
         )
@@ -57,8 +57,8 @@ def _is_semantic(config: PreTrainedConfig) -> bool:
     return isinstance(config, SettingConfig) and not isinstance(config, AcceleratedConfig)
 
 
-def _no_counterpart(what: str) -> ValueError:
-    return ValueError(
+def _no_counterpart(what: str) -> UserError:
+    return UserError(
         f"{what} has no counterpart in Transformers, since its layers run on semantic tokens: load a plain model, for "
         "example with AutoModelForImageClassification.from_pretrained('facebook/deit-small-patch16-224')."
     )
@@ -72,7 +72,7 @@ def native_type(model: PreTrainedModel) -> type | None:
 def check_model(model: Any) -> None:
     """Raises ValueError for what is no model of Transformers."""
     if not isinstance(model, PreTrainedModel):
-        raise ValueError(
+        raise UserError(
             f"{type(model).__name__} is not valid: give a PreTrainedModel, for example what "
             "AutoModelForDepthEstimation.from_pretrained returns, before torch.compile or any other wrapper."
         )
@@ -129,7 +129,7 @@ def clustering_model(
 ) -> PreTrainedModel:
     """See `auto.accelerate`."""
     if _is_semantic(model.config):
-        raise ValueError(
+        raise UserError(
             f"{type(model).__name__} cannot be given another method, or none: its weights are trained with semantic "
             "tokens. Accelerate a plain model instead."
         )
@@ -140,7 +140,7 @@ def clustering_model(
         if isinstance(config, AcceleratedConfig):
             family = FAMILIES[native_class(type(config)).model_type]
             if native in family.refused:
-                raise ValueError(f"{native.__name__} cannot be accelerated: {family.refused[native]}.")
+                raise UserError(f"{native.__name__} cannot be accelerated: {family.refused[native]}.")
             names = sorted(c.__name__ for c in family.models)
             raise unsupported(f"{native.__name__} (of this family: {', '.join(names)})")
         # A native head reaches its accelerated backbone through AutoBackbone.

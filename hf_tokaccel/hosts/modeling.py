@@ -98,7 +98,7 @@ class AcceleratedModel(SettingModel, ShimMixin):
     def _weigh_sizes(self, layers: nn.ModuleList, accel: TokenClusteringConfig) -> None:
         for layer in list(layers)[accel.starts[0] : accel.reconstruct_after]:
             if not self.accel_weigh_sizes(layer):
-                raise ValueError(
+                raise UserError(
                     f"size_attention=True is not valid for {type(self).__name__}, whose attention takes no bias: it "
                     "must be False, for example size_attention=False."
                 )
@@ -209,7 +209,7 @@ def enter(native_forward: Callable, reads: Callable[[Any], Collection[int]] | No
             return native_forward(self, *args, **kwargs)
         arguments = {**dict(zip(names[: len(args)], args, strict=True)), **kwargs}
         if arguments.get("attention_mask") is not None:
-            raise ValueError(
+            raise UserError(
                 "attention_mask is not valid while acceleration is on, since clusters mix masked and unmasked tokens: "
                 "pass None, or switch acceleration off with accelerate(model, None)."
             )

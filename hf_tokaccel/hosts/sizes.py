@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import importlib
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextvars import ContextVar
 from typing import Any, NamedTuple
 
 import torch
@@ -19,9 +19,8 @@ from transformers import AttentionInterface
 
 from ..checks import UserError
 from ..clustering.adaptive import append_bias
-from ..upstream import ALL_ATTENTION_FUNCTIONS, CompileableContextVar
+from ..upstream import ALL_ATTENTION_FUNCTIONS
 from .change import change
-from .fused import attend_fused, fuses
 
 _NAME = "tokaccel_sizes"
 # What takes a bias as its mask; names with "flash" get it as one more feature of queries and keys.
@@ -38,36 +37,45 @@ class ClusterInputs(NamedTuple):
     """(B, keys) token whose relative positions each key has."""
 
 
-class _AmbientInputs(CompileableContextVar):
-    """Dynamo of PyTorch 2.11 cannot trace `ContextVar.get`, which the base calls where nothing was set before."""
-
-    def get(self) -> ClusterInputs | None:
-        return self.global_var if torch.compiler.is_compiling() else super().get()
+_NONE = ClusterInputs(None, None)
 
 
-# Those of the block that runs, in this thread.
-_ambient_inputs = _AmbientInputs("tokaccel_inputs")
+class _Ambient:
+    """The inputs of the block that runs, in this thread; while a graph is traced, of the one trace that runs.
 
+    Dynamo cannot trace a `ContextVar`, and each block on clusters asks several times, so it has to be quick.
+    """
 
-@contextmanager
-def inputs_of_clusters(bias: Tensor | None = None, places: Tensor | None = None) -> Iterator[None]:
-    """The modules of a host that are called inside find these inputs; see `ClusterInputs`."""
-    inputs = None if bias is None and places is None else ClusterInputs(bias, places)
-    before = _ambient_inputs.get()
-    token = _ambient_inputs.set(inputs)
-    try:
-        yield
-    finally:
-        # While compiling, `reset` forgets what was there before.
-        if before is None:
-            _ambient_inputs.reset(token)
+    def __init__(self) -> None:
+        self.eager: ContextVar[ClusterInputs] = ContextVar("tokaccel_inputs", default=_NONE)
+        self.traced = _NONE
+
+    def get(self) -> ClusterInputs:
+        return self.traced if torch.compiler.is_compiling() else self.eager.get()
+
+    def put(self, inputs: ClusterInputs) -> None:
+        if torch.compiler.is_compiling():
+            self.traced = inputs
         else:
-            _ambient_inputs.set(before)
+            self.eager.set(inputs)
+
+
+_ambient = _Ambient()
 
 
 def current_inputs() -> ClusterInputs:
     """Those of the block that runs; empty outside of clusters."""
-    return _ambient_inputs.get() or ClusterInputs(None, None)
+    return _ambient.get()
+
+
+def call_with_inputs(function: Callable, inputs: ClusterInputs, args: tuple, kwargs: dict[str, Any]) -> Any:
+    """Calls a function of the host whose modules find these inputs."""
+    before = _ambient.get()
+    _ambient.put(inputs)
+    try:
+        return function(*args, **kwargs)
+    finally:
+        _ambient.put(before)
 
 
 class SizedConfig:
@@ -109,25 +117,22 @@ def sized_attention(
     bias, config = current_inputs().bias, module.config
     name = config.host_config._attn_implementation
     attend = config.eager if name == "eager" else ALL_ATTENTION_FUNCTIONS[name]
-    with inputs_of_clusters():
-        if "flash" in name:
-            return _attend_with_feature(attend, module, query, key, value, attention_mask, bias, kwargs)
-        if name not in _MASKED:
-            raise UserError(
-                f"attn_implementation={name!r} is not valid with size_attention=True, since nothing is known of how "
-                f"it takes a bias: use one of {', '.join(_MASKED)} or a flash kernel, for example "
-                "attn_implementation='sdpa'; or size_attention=False."
-            )
-        if name == "sdpa" and attention_mask is None and fuses(query, kwargs):
-            return attend_fused(query, key, value, bias, kwargs.get("scaling")), None
-        mask = bias.to(query.dtype)
-        if attention_mask is not None:
-            is_choice = attention_mask.dtype == torch.bool
-            mask = mask.masked_fill(~attention_mask, -math.inf) if is_choice else mask + attention_mask
-        if name == "flex_attention":
-            _check_flex(query.device)
-            mask = mask.expand(-1, -1, query.shape[2], -1)
-        return attend(module, query, key, value, mask, **kwargs)
+    if name not in _MASKED:
+        # Such functions read the name of what they run from the module.
+        return call_with_inputs(
+            _attend_otherwise,
+            _NONE,
+            (name, attend, module, query, key, value),
+            {"attention_mask": attention_mask, "bias": bias, "others": kwargs},
+        )
+    mask = bias.to(query.dtype)
+    if attention_mask is not None:
+        is_choice = attention_mask.dtype == torch.bool
+        mask = mask.masked_fill(~attention_mask, -math.inf) if is_choice else mask + attention_mask
+    if name == "flex_attention":
+        _check_flex(query.device)
+        mask = mask.expand(-1, -1, query.shape[2], -1)
+    return attend(module, query, key, value, mask, **kwargs)
 
 
 def _check_flex(device: torch.device) -> None:
@@ -139,18 +144,34 @@ def _check_flex(device: torch.device) -> None:
         )
 
 
-def _attend_with_feature(attend, module, query, key, value, attention_mask, bias, kwargs) -> tuple[Tensor, None]:
-    """For kernels that take no mask: exact, with the width of a head padded to what they take."""
+def _attend_otherwise(
+    name: str,
+    attend: Callable,
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    bias: Tensor,
+    others: dict[str, Any],
+) -> tuple[Tensor, None]:
+    """Flash kernels take no mask: exact, with the width of a head padded to what they take."""
+    if "flash" not in name:
+        raise UserError(
+            f"attn_implementation={name!r} is not valid with size_attention=True, since nothing is known of how "
+            f"it takes a bias: use one of {', '.join(_MASKED)} or a flash kernel, for example "
+            "attn_implementation='sdpa'; or size_attention=False."
+        )
     if attention_mask is not None:
         raise UserError(
             "attention_mask is not valid with a flash kernel and size_attention=True: use attn_implementation='sdpa'."
         )
     width = query.shape[-1]
-    scale = kwargs.get("scaling") or width**-0.5
-    kwargs = {**kwargs, "scaling": scale}
+    scale = others.get("scaling") or width**-0.5
+    others = {**others, "scaling": scale}
     query, key = append_bias(query, key, bias, scale, _HEAD_MULTIPLE)
     value = F.pad(value, (0, query.shape[-1] - width))
-    output, weights = attend(module, query, key, value, None, **kwargs)
+    output, weights = attend(module, query, key, value, None, **others)
     return output[..., :width], weights
 
 

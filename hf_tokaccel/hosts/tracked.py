@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from .sizes import inputs_of_clusters
+from .sizes import ClusterInputs, call_with_inputs
 from .track import ambient_track
 
 _OWN = ("accel_index", "accel_norm", "accel_ambient")
@@ -65,8 +65,7 @@ class TrackedBlock:
             return getattr(self, self.accel_norm)(*args)
         if accel_bias is None and accel_places is None:
             return super().forward(*args, **kwargs)
-        with inputs_of_clusters(accel_bias, accel_places):
-            return super().forward(*args, **kwargs)
+        return call_with_inputs(super().forward, ClusterInputs(accel_bias, accel_places), args, kwargs)
 
     def _normalize(self, tokens: Tensor) -> Tensor:
         """Through the block's own call, where hooks (sharding, offloading) bring the parameters."""

@@ -247,10 +247,12 @@ def rivals_of(
         groups.setdefault(group_name(setting), []).append(setting)
     for number, (name, members) in enumerate(groups.items(), start=1):
         found = [subject.clustered(setting) for setting in members]
+        missing: dict[str, list[str]] = {}
         for kind, places in beside.items():
             try:
                 found += [RIVALS[kind](subject, s) for s in dict.fromkeys(members[place] for place in places)]
             except (ValueError, RuntimeError) as error:  # Models with a fixed input size raise either.
-                notes.append(f"No {kind} beside {name}: {error}".rstrip("."))
+                missing.setdefault(str(error).rstrip("."), []).append(kind)
+        notes += [f"No {' or '.join(kinds)} beside {name}: {error}" for error, kinds in missing.items()]
         rows += [replace(row, group=number) for row in found]
     return rows, notes

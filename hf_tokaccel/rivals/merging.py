@@ -22,11 +22,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from ..auto import accelerate
+from ..auto import accelerate, accelerate_config
 from ..checks import UserError, check_choice
 from ..clustering.adaptive import EXPANSIONS, TokenRegions
 from ..clustering.functional import _autocast_off, _exact
 from ..hosts.clusters import AdaptiveClusters
+from ..hosts.config import family_of
 from ..hosts.layout import TokenLayout
 from ..hosts.modeling import AcceleratedModel
 from ..hosts.sizes import SizedConfig
@@ -210,11 +211,15 @@ def merge_in_layers(model: PreTrainedModel, per_layer: int, expansion: str = "ne
     if per_layer < 0:
         raise UserError(f"per_layer={per_layer} is not valid: it must be 0 or more, for example per_layer=32.")
     check_choice("expansion", expansion, EXPANSIONS, "delta")
-    check_merges(model)
+    host = accelerate_config(model.config, None).accel_host()
+    if not family_of(host).accel_adaptive(host):
+        raise UserError(_NEEDS_GRID)
     # What is merged does not depend on the grid; it is there since a setting needs one.
     setting = TokenClusteringConfig(cluster_after=0, cluster_grid=(1, 1), expansion=expansion, size_attention=True)
     merged = accelerate(model, setting)
     hosts = [m for m in merged.modules() if isinstance(m, AcceleratedModel) and m.accel is not None]
+    if any(_has_places(type(host)) for host in hosts):
+        raise UserError(_NEEDS_GRID)
     blocks = [block for host in hosts if host.accel_layers for block in host.get_submodule(host.accel_layers)]
     keys = {block.accel_index: KeyMeans(block) for block in blocks}
     for host in hosts:
@@ -223,16 +228,10 @@ def merge_in_layers(model: PreTrainedModel, per_layer: int, expansion: str = "ne
     return merged
 
 
-def check_merges(model: PreTrainedModel) -> None:
-    """Raises ValueError where blocks need to know where each token is."""
-    plain = accelerate(model, TokenClusteringConfig(cluster_after=0, cluster_grid=(1, 1)))
-    for module in plain.modules():
-        if getattr(module, "accel", None) is None:
-            continue
-        inputs, positions = (getattr(type(module), name, None) for name in ("accel_block_inputs", "accel_positions"))
-        own = inputs is not AcceleratedModel.accel_block_inputs or positions is not AcceleratedModel.accel_positions
-        if own or module.accel_passes_inputs:
-            raise UserError(_NEEDS_GRID)
+def _has_places(cls: type[AcceleratedModel]) -> bool:
+    """Whether blocks need to know where each token is."""
+    names = ("accel_block_inputs", "accel_positions", "accel_passes_inputs")
+    return any(getattr(cls, name) != getattr(AcceleratedModel, name) for name in names)
 
 
 class _Tracks:

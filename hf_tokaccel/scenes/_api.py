@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ..checks import UserError, did_you_mean
+from ..checks import UserError, did_you_mean, is_count, is_int
 from ._classes import MATERIALS
 from ._layout import Scenes, draw_scenes
 from ._random import SPLITS
@@ -38,22 +38,23 @@ def _check_materials(materials: str) -> None:
 
 def _check_size(size: tuple[int, int]) -> tuple[int, int]:
     good = isinstance(size, Sequence) and not isinstance(size, str) and len(size) == 2
-    if not good or any(not isinstance(s, int) or isinstance(s, bool) or s < 1 for s in size):
+    if not good or not all(map(is_count, size)):
         raise UserError(f"Bad size {size!r}: it must be (height, width), two positive integers; e.g. size=(128, 128).")
     return int(size[0]), int(size[1])
 
 
-def _check_integer(name: str, value: int, low: int, example: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or not low <= value < 2**31:
+def _check_integer(name: str, value: int, low: int, example: int) -> int:
+    if not is_int(value) or value < low:
         raise UserError(
             f"Bad {name} {value!r}: it must be an integer from {low} to {2**31 - 1}; for example {name}={example}."
         )
+    return int(value)
 
 
 def _draw(indices: Sequence[int] | Tensor, split: str, seed: int, materials: str) -> Scenes:
     _check_split(split)
     _check_materials(materials)
-    _check_integer("seed", seed, 0, 0)
+    seed = _check_integer("seed", seed, 0, 0)
     values = torch.as_tensor(indices).cpu()
     if values.ndim != 1 or len(values) == 0 or values.is_floating_point() or values.dtype == torch.bool:
         raise UserError(f"Bad indices {indices!r}: they must be a non-empty list of integers; e.g. indices=[0, 1].")
@@ -132,9 +133,8 @@ class SceneDataset(Dataset):
     ):
         _check_split(split)
         _check_materials(materials)
-        _check_integer("length", length, 1, 1024)
-        _check_integer("seed", seed, 0, 0)
-        self.split, self.length, self.size, self.seed = split, length, _check_size(size), seed
+        self.length, self.seed = _check_integer("length", length, 1, 1024), _check_integer("seed", seed, 0, 0)
+        self.split, self.size = split, _check_size(size)
         self.materials, self.channels_last, self.columns = materials, channels_last, columns
 
     def __len__(self) -> int:

@@ -7,6 +7,7 @@ from itertools import accumulate
 from ..checks import (
     EXPANSIONS,
     NORMALIZATIONS,
+    UserError,
     check_choice,
     check_inverse_temperature,
     check_iterations,
@@ -251,7 +252,7 @@ class TokenClusteringConfig(Setting):
         """
         if side <= 1:
             example = "accel=None" if elsewhere is None else f"cluster_after={elsewhere}"
-            raise ValueError(
+            raise UserError(
                 f"cluster_after={self.cluster_after!r} is not valid: the windows of {where} have one token each, "
                 f"which leaves nothing to cluster, for example {example}."
             )
@@ -283,7 +284,7 @@ class TokenClusteringConfig(Setting):
     def check_no_clusters(self, model_type: str) -> None:
         """Raises ValueError for adaptive clusters or their attention, for a host that takes a grid only."""
         if self.adaptive:
-            raise ValueError(
+            raise UserError(
                 f"clusters={self.clusters!r} is not valid: it must be None for {model_type!r}, whose windows or "
                 "relative positions need a grid of clusters, for example clusters=None, cluster_grid=(7, 7)."
             )

@@ -9,7 +9,7 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from ..auto import accelerate
-from ..checks import UserError
+from ..checks import UserError, is_count, is_number
 from ..images import run_once
 from ..measure.environment import describe_environment
 from .images import gather_images, other_inputs
@@ -64,7 +64,7 @@ def tune(
     """
     budget = _check_budget({"speedup": speedup, "agreement": agreement, "gflops": gflops})
     for name, value in (("max_images", max_images), ("batch_size", batch_size), ("rounds", rounds)):
-        if not isinstance(value, int) or value < 1:
+        if not is_count(value):
             raise UserError(f"{name}={value!r} is not valid: it must be 1 or more, for example {name}=8.")
     model = accelerate(model, None).eval()
     given = gather_images(images, processor, max_images, seed)
@@ -96,8 +96,7 @@ def _check_budget(given: dict[str, float | None]) -> dict[str, float]:
             "example speedup=1.5."
         )
     ((name, value),) = budget.items()
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not number or not (value > 1 if name == "speedup" else 0 < value < 1):
+    if not is_number(value) or not (value > 1 if name == "speedup" else 0 < value < 1):
         allowed = "a number above 1" if name == "speedup" else "between 0 and 1"
         raise UserError(f"{name}={value!r} is not valid: it must be {allowed}, for example {name}={_EXAMPLES[name]}.")
     return budget

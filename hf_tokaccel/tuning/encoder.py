@@ -8,7 +8,7 @@ from typing import Any
 from transformers import PreTrainedConfig
 
 from ..auto import accelerate_config
-from ..checks import UserError, as_pair
+from ..checks import UserError, as_pair, is_number
 from ..hosts.blocks import Encoder, Grid
 from ..hosts.config import AcceleratedConfig, family_of
 from ..settings.clustering import TokenClusteringConfig
@@ -74,7 +74,7 @@ def for_speedup(
 
 def check_speedup(name: str, speedup: Any, settings: Collection[str]) -> None:
     """Raises ValueError where `name` cannot choose a schedule for this ratio beside these fields."""
-    if isinstance(speedup, bool) or not isinstance(speedup, (int, float)) or not speedup > 1:
+    if not is_number(speedup) or speedup <= 1:
         raise UserError(f"speedup={speedup!r} is not valid: it must be a number above 1, for example speedup=1.5.")
     taken = sorted({"cluster_after", "cluster_grid"} & set(settings))
     if taken:

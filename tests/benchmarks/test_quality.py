@@ -179,7 +179,7 @@ def test_a_run_from_sweep_to_page(task, tmp_path):
     part = json.loads(path.read_text())["models"][task]
     kinds = {row["kind"] for row in part["rows"]}
     assert {"dense", "released", "lower resolution", "grid pooling"} < kinds
-    assert kinds & {"early", "delta, normalized"}
+    assert kinds & {"adaptive", "early", "delta, normalized"}
     assert part["rows"][0]["loss"] == {"value": 0.0, "interval": [0.0, 0.0]}
     assert ("token merging" in kinds) == (task != "panoptic")
     assert any("windows" in note for note in part["notes"]) == (task == "panoptic")

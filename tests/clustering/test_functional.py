@@ -13,9 +13,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from safetensors import safe_open
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from hf_tokaccel.clustering import functional
+from hf_tokaccel.clustering import constants, functional
 from hf_tokaccel.clustering import tiling as _tiling
 from hf_tokaccel.functional import (
     ReconstructionPlan,
@@ -141,6 +142,19 @@ def make_tokens(batch, grid, channels, seed=0, noise=0.5):
     return maps.flatten(2).transpose(1, 2) + noise * torch.randn(
         batch, grid[0] * grid[1], channels, generator=generator
     )
+
+
+class Refuses(TorchDispatchMode):
+    """What a GPU adds up in an order that changes from run to run."""
+
+    NAMES = ("scatter_add", "scatter_reduce", "index_add", "index_reduce", "kthvalue", "median", "bincount", "histc")
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func._schema.name.removeprefix("aten::").rstrip("_")
+        assert name not in self.NAMES, name
+        assert name not in ("index_put", "_index_put_impl", "put") or not any(a is True for a in args[3:]), name
+        assert name != "cumsum" or not args[0].is_floating_point(), name
+        return func(*args, **(kwargs or {}))
 
 
 # --- Released tensors
@@ -300,6 +314,26 @@ def test_the_form_for_a_gpu(monkeypatch, grid, cluster_grid, window, batch):
             wanted = reference_weights(tokens, expected, 20, temperature, near=near)
             assert_near(dense_weights(plan, expected.shape[1]), wanted)
     assert all(not tiling.gram or tiling.rows.tiles * tiling.cols.tiles == 1 for tiling in chosen)
+
+
+def test_tables_are_made_once_outside_of_graphs():
+    tokens, made = torch.zeros(1, 4, 2), []
+
+    def make(count, device):
+        made.append(count)
+        return torch.arange(count, device=device)
+
+    with torch.inference_mode():
+        first = constants.constant(tokens, make, 5)
+    assert constants.constant(tokens, make, 5) is first
+    assert made == [5]
+    assert not first.is_inference()
+    with FakeTensorMode() as mode:
+        fake = constants.constant(mode.from_tensor(tokens), make, 5)
+    assert isinstance(fake, FakeTensor)
+    assert constants.constant(tokens, make, 5) is first
+    assert torch.equal(constants.counting(tokens, 9), torch.arange(9))
+    assert constants.counting(tokens, 9).data_ptr() == constants.counting(tokens, 12).data_ptr()
 
 
 def test_both_ways_to_the_smallest_agree():
@@ -530,6 +564,22 @@ PIPELINES = {
     "nearest": ((20, 14), (14, 12), {"expansion": "nearest"}),
     "delta": ((20, 14), (14, 12), {"expansion": "delta"}),
 }
+
+
+@pytest.mark.parametrize("name", [*PIPELINES, "auto"])
+def test_nothing_on_a_gpu_changes_from_run_to_run(name):
+    """Nor does it wait for the host: fake tensors have no values."""
+    grid, cluster_grid, settings = PIPELINES["global" if name == "auto" else name]
+    settings = {**settings, "inverse_temperature": "auto" if name == "auto" else 0.02}
+    with FakeTensorMode(), torch.no_grad(), Refuses():
+        tokens = torch.empty(2, grid[0] * grid[1], 32, device="cuda", dtype=torch.bfloat16)
+        keys = torch.empty(2, grid[0] * grid[1], 8, device="cuda", dtype=torch.bfloat16)
+        temperature = settings["inverse_temperature"]
+        clusters = cluster_tokens(tokens, grid, cluster_grid, inverse_temperature=temperature, keys=keys)
+        plan = plan_reconstruction(tokens, clusters.centroids, neighbors=6, **settings)
+        rebuilt = reconstruct_tokens(clusters.centroids, plan)
+    assert {x.device.type for x in (*clusters, plan.indices, plan.weights, rebuilt)} == {"cuda"}
+    assert rebuilt.dtype == clusters.centroids.dtype == torch.bfloat16
 
 
 @pytest.mark.parametrize("name", PIPELINES)

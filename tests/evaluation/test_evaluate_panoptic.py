@@ -114,7 +114,9 @@ def test_default_rows_on_scenes(evaluate, tmp_path, capsys):
     ]
     kinds = [row.kind for row in result.rows]
     assert kinds.count("grid pooling") == 4
-    assert kinds.count("lower resolution") + len(result.notes) == 2
+    smaller = [note for note in result.notes if note.startswith("No lower resolution")]
+    assert kinds.count("lower resolution") + len(smaller) == 2
+    assert len(result.notes) - len(smaller) == 2  # windows leave no token merging
     assert (result.task, result.dataset, result.num_images) == (
         "panoptic-segmentation",
         "scenes of typical materials (test, seed 0)",

@@ -99,7 +99,11 @@ def test_table_and_picture(evaluate, tmp_path, capsys):
     names = [row.name for row in result.rows if row.kind == "clusters"]
     assert [name.split(",")[0] for name in names] == ["clusters 4x4 after 2"] * 3 + ["clusters 4x4 after 1"] * 3
     assert [row.kind for row in result.rows].count("grid pooling") == 4
-    assert len(result.notes) == 2  # SAM has one input size
+    # SAM has one input size and windows.
+    assert [note.split(" beside")[0] for note in result.notes] == 2 * [
+        "No lower resolution",
+        "No token merging or token merging, delta",
+    ]
     numbers = quality(result)
     np.testing.assert_array_equal(numbers[0], 1)
     assert (numbers >= 0).all()

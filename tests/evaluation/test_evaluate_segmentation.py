@@ -96,7 +96,9 @@ def test_default_rows_on_scenes(evaluate, tmp_path, capsys):
     assert [a["normalization"] for a in accel[:4]] == ["l2", "l2", "l2", "l1"]
     kinds = [row.kind for row in result.rows]
     assert kinds.count("grid pooling") == 4
-    assert kinds.count("lower resolution") + len(result.notes) == 2
+    smaller, merged = (sum(note.startswith(f"No {k}") for note in result.notes) for k in ("lower", "token merging"))
+    assert kinds.count("lower resolution") + smaller == 2
+    assert kinds.count("token merging") + merged == 2
     assert result.rows[0].metrics["kept"] == 1
     assert all(row.intervals["kept"][0] <= row.metrics["kept"] for row in result.rows[1:])
     assert np.isfinite(quality(result)).all()

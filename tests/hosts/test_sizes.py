@@ -95,13 +95,15 @@ def test_sizes_add_to_a_mask_of_the_host(model, name, choice):
     shapes = [(1, 2, 5, 16)] * 3 + [(1, 1, 5, 5)]
     query, key, value, mask = (torch.randn(shape, generator=generator) for shape in shapes)
     bias, keep = torch.tensor([1.0, 3.0, 2.0, 1.0, 9.0]).log()[None, None, None], mask > -0.5
-    with sizes.inputs_of_clusters(bias, None):
-        actual, _ = sizes.sized_attention(
-            module, query, key, value, keep if choice else mask, scaling=0.25, dropout=0.0, is_causal=False
-        )
-        fast.config._attn_implementation = FLASH
-        with pytest.raises(ValueError, match=r"attention_mask is not valid with a flash kernel.*'sdpa'"):
-            sizes.sized_attention(module, query, key, value, mask)
+
+    def attend(mask):
+        options, inputs = {"scaling": 0.25, "dropout": 0.0, "is_causal": False}, sizes.ClusterInputs(bias, None)
+        return sizes.call_with_inputs(sizes.sized_attention, inputs, (module, query, key, value, mask), options)[0]
+
+    actual = attend(keep if choice else mask)
+    fast.config._attn_implementation = FLASH
+    with pytest.raises(ValueError, match=r"attention_mask is not valid with a flash kernel.*'sdpa'"):
+        attend(mask)
     logits = query @ key.transpose(2, 3) * 0.25 + bias
     logits = logits.masked_fill(~keep, -torch.inf) if choice else logits + mask
     torch.testing.assert_close(actual.transpose(1, 2), logits.softmax(-1) @ value)
