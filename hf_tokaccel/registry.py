@@ -36,6 +36,12 @@ class Family:
     def name(self) -> str:
         return self.native_config.model_type
 
+    @property
+    def adaptive(self) -> bool:
+        """Whether a model of the family as it is by default takes adaptive clusters."""
+        host = self.config().accel_host()
+        return type(host).accel_adaptive(host)
+
 
 # By the host's model type.
 FAMILIES: FoundByName[Family] = FoundByName()
@@ -155,8 +161,8 @@ def unsupported(what: str) -> UserError:
 
 def support_table() -> str:
     """The supported families as a Markdown table; README and docs show it as printed here."""
-    lines = ["| model type | classes | notes |", "| --- | --- | --- |"]
+    lines = ["| model type | classes | adaptive clusters | notes |", "| --- | --- | --- | --- |"]
     for name, family in sorted(FAMILIES.items()):
         classes = ", ".join(f"`{cls.__name__}`" for cls in family.models)
-        lines.append(f"| `{name}` | {classes} | {family.note} |")
+        lines.append(f"| `{name}` | {classes} | {'yes' if family.adaptive else 'no'} | {family.note} |")
     return "\n".join(lines)
