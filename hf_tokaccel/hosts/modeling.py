@@ -16,6 +16,7 @@ from collections.abc import Callable, Collection
 from typing import Any
 
 import torch
+import torch._dynamo.config
 from torch import nn
 from transformers.modeling_outputs import BaseModelOutput
 
