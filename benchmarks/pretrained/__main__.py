@@ -55,6 +55,9 @@ def run(args: argparse.Namespace, results: Path) -> Path:
     """Measures, and writes errors before it times: a run that is cut off keeps them."""
     if args.size is not None and args.model is None:
         raise UserError("--size goes with --model: the wheel's backbone runs at 518 x 518, which it was made for")
+    for name in ("limit", "rounds"):
+        if getattr(args, name) is not None and getattr(args, name) < 1:
+            raise UserError(f"--{name} {getattr(args, name)} is not valid: give 1 or more, for example --{name} 5")
     device = "cpu" if args.cpu or not torch.cuda.is_available() else "cuda"
     if args.workers < 1 or (args.workers > 1 and device != "cpu"):
         raise UserError(f"--workers {args.workers} is not valid on {device}: give --workers 1, or 2 with --cpu")

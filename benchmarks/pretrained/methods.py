@@ -93,7 +93,7 @@ class Field:
 
 
 def lower_resolution(field: Field) -> Iterator[Row]:
-    """The dense model on smaller images, at all sizes that patches allow down to two thirds; its features are resized."""
+    """The dense model on smaller images, at all sizes down to two thirds that patches allow; features are resized."""
     step = input_step(field.judge.model.config)
     most = min(field.judge.size) // step
     for steps in range(most - 1, round(SMALLEST * most) - 1, -1):
