@@ -123,9 +123,12 @@ def load_model(name: str, size: tuple[int, int] | None = None, limit: int | None
         limit: of photographs; None takes all.
 
     Raises:
-        UserError: it says no size and none is given, or the size is no whole number of patches.
+        UserError: it cannot be loaded, it says no size and none is given, or the size is no whole number of patches.
     """
-    model = AutoModel.from_pretrained(name).eval()
+    try:
+        model = AutoModel.from_pretrained(name).eval()
+    except (OSError, ValueError) as error:
+        raise UserError(f"--model {name} cannot be loaded: {error}") from error
     try:
         processor = AutoImageProcessor.from_pretrained(name)
     except (OSError, ValueError):  # a folder without one: mean and deviation are 0.5 then

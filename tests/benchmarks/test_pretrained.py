@@ -101,6 +101,7 @@ def test_runs_on_a_folder(tmp_path, capsys):
     ("options", "message"),
     [
         (["--size", "224"], "--size goes with --model"),
+        (["--cpu", "--model", "/no/such/folder"], "--model /no/such/folder cannot be loaded"),
         (["--limit", "0"], "--limit 0 is not valid: give 1 or more"),
         (["--rounds", "0"], "--rounds 0 is not valid: give 1 or more"),
         (["--cpu", "--workers", "0"], "--workers 0 is not valid on cpu: give --workers 1"),
