@@ -130,8 +130,8 @@ def read_setting(
         return None
     if len(given) != 2 or "cluster_after" not in given:
         raise UserError(
-            "--cluster-after goes together with --cluster-grid or --clusters, for example --cluster-after 2 --clusters "
-            "0.5 or --cluster-after 6 --cluster-grid 16x16; give two, or none for the default"
+            "--cluster-after goes together with --cluster-grid or --clusters, for example --cluster-after 2 "
+            "--clusters 0.5 or --cluster-after 6 --cluster-grid 16x16; give two, or none for the default"
         )
     if cluster_grid is not None:
         size = read_size(cluster_grid, "--cluster-grid")

@@ -42,6 +42,6 @@ def presets(
             table.add_row(*line)
         console.print(table)
         console.print(
-            "And for any model: --accel recommended:1.5, what did best so far at that ratio of FLOPs: adaptive clusters "
-            "where the model takes them (`hf_tokaccel models`), else a grid."
+            "And for any model: --accel recommended:1.5, what did best so far at that ratio of FLOPs: adaptive "
+            "clusters where the model takes them (`hf_tokaccel models`), else a grid."
         )
