@@ -79,7 +79,9 @@ def accelerate(
     if as_json:
         print_json({"folder": str(out), "class": type(fast).__name__, "accel": stored, "chosen": chosen})
         return
-    text = f"cluster_after={stored['cluster_after']}, cluster_grid={tuple(stored['cluster_grid'])}"
+    count = "clusters" if stored["cluster_grid"] is None else "cluster_grid"
+    number = tuple(stored[count]) if isinstance(stored[count], list) else stored[count]
+    text = f"cluster_after={stored['cluster_after']}, {count}={number}"
     console.print(f"Wrote {out}: {type(fast).__name__}, {text}, expansion={stored['expansion']}.", markup=False)
     if not chosen:
         console.print(f"note: no setting was given, so it is that recommended for {SPEEDUP} times the speed in FLOPs.")
