@@ -265,3 +265,16 @@ def test_options_with_no_one_or_several_values(monkeypatch, given, found):
 
 def test_dtype(base):
     assert load_checkpoint(base, dtype="bfloat16").model.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--accel", "cluster_after=2,cluster_grid=99x99"), "at most as many clusters as tokens"),
+        (("--accel", "cluster_after=2,clusters=99999"), "at most as many clusters as tokens"),
+        (("--cluster-after", "2", "--cluster-grid", "4x4", "--image-size", "390x391"), "multiples of the patch size"),
+    ],
+)
+def test_accelerate_writes_nothing_that_could_not_run(tmp_path, options, message):
+    assert message in refused("accelerate", "depth", "--out", tmp_path / "out", *options)
+    assert not (tmp_path / "out").exists()

@@ -8,6 +8,7 @@ import pickle
 import numpy as np
 import pytest
 import torch
+import torch._dynamo
 from adaptive_family import ADAPTIVE
 from family import ACCEL, TINY_DINOV2
 from PIL import Image
