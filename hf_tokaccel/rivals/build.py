@@ -228,7 +228,7 @@ EVALUATION = {
     "token merging": (-1,),
     "token merging, delta": (-1,),
 }
-ALIKE = 0.05  # how far costs of one group may lie apart
+ALIKE = 0.1  # how far costs of one group may lie apart
 BENCH = {"grid pooling": (0,), "lower resolution": (0,), "token merging": (0,), "token merging, delta": (0,)}
 
 

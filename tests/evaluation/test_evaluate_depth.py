@@ -91,7 +91,10 @@ def test_default_rows_on_scenes(evaluate, tmp_path, capsys):
     result = evaluate("--pictures", "2")
     kinds = [row.kind for row in result.rows]
     assert kinds[0] == "dense"
-    assert kinds.count("clusters") == 6
+    assert kinds.count("clusters") == 9
+    # Beside the grids of each share stand adaptive clusters, in a group of theirs.
+    assert sum(bool(row.accel and row.accel["clusters"]) for row in result.rows) == 3
+    assert max(row.group for row in result.rows) == 3
     assert kinds.count("grid pooling") == 6
     assert {row.accel["expansion"] for row in result.rows if row.kind == "clusters"} == {"nearest", "delta"}
     assert all(row.accel["iterations"] == 0 for row in result.rows if row.kind == "grid pooling")

@@ -82,7 +82,11 @@ def quality(result):
 
 def test_default_rows_on_scenes(evaluate, tmp_path, capsys):
     result = evaluate("--pictures", "1")
-    names = [row.name for row in result.rows if row.kind == "clusters"]
+    clustered = [row for row in result.rows if row.kind == "clusters"]
+    grids = [row for row in clustered if row.accel["cluster_grid"]]
+    # Adaptive clusters stand beside the grids of each share.
+    assert [row.group for row in clustered if row not in grids] == [1, 2]
+    names = [row.name for row in grids]
     # 10 of 24 layers at full resolution and half of the tokens, here of 4 layers and 4x4 tokens.
     assert names[:4] == [
         "clusters 3x3 after 2, soft",
@@ -91,7 +95,7 @@ def test_default_rows_on_scenes(evaluate, tmp_path, capsys):
         "clusters 3x3 after 2, delta",
     ]
     assert [name.split(",")[0] for name in names[4:]] == ["clusters 2x2 after 1"] * 4
-    accel = [row.accel for row in result.rows if row.kind == "clusters"]
+    accel = [row.accel for row in grids]
     assert [a["decode_clusters"] for a in accel[:4]] == [True, False, True, False]
     assert [a["normalization"] for a in accel[:4]] == ["l2", "l2", "l2", "l1"]
     kinds = [row.kind for row in result.rows]
