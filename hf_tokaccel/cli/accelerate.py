@@ -64,7 +64,7 @@ def accelerate(
     from ..checkpoint import load_checkpoint
     from ..hub.card import setting_of
     from ..hub.files import write_card
-    from ..images import default_size, made_size
+    from ..images import default_size
     from ..tuning.recommended import SPEEDUP, Recommended
 
     check_output_folder(out, overwrite)
@@ -73,11 +73,10 @@ def accelerate(
     checkpoint = load_checkpoint(model, auto_class=auto_class, dtype=dtype)
     chosen = setting is not None
     setting = setting or Recommended()
-    config = checkpoint.model.config
-    accelerate_config(config, None)  # Whether it is supported is asked before its size is.
     if isinstance(setting, Recommended):
+        config = checkpoint.model.config
+        accelerate_config(config, None)  # Whether it is supported is asked before its size is.
         setting = setting.resolve(config, size or default_size(config, checkpoint.processor, "--image-size"))
-    size = size or made_size(checkpoint.processor)
     fast = accelerate_model(checkpoint.model, setting, size)
     fast.save_pretrained(out)
     if checkpoint.processor is not None:
@@ -130,7 +129,7 @@ def read_setting(
         return None
     if len(given) != 2 or "cluster_after" not in given:
         raise UserError(
-            "--cluster-after goes together with --cluster-grid or --clusters, for example --cluster-after 2 "
+            "--cluster-after and one of --cluster-grid and --clusters go together, for example --cluster-after 2 "
             "--clusters 0.5 or --cluster-after 6 --cluster-grid 16x16; give two, or none for the default"
         )
     if cluster_grid is not None:

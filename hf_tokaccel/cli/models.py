@@ -57,7 +57,9 @@ def models(
     table.add_column("notes", overflow="fold")
     for name, family in found.items():
         classes = "\n".join(cls.__name__.removeprefix("TokAccel") for cls in family.models)
-        table.add_row(name, classes, "yes" if family.adaptive else "", family.note)
+        table.add_row(name, classes, {True: "yes", False: "", None: "backbone"}[family.adaptive], family.note)
     console.print(table)
-    console.print("adaptive: takes `clusters`, regions of free shape; the others take a `cluster_grid` alone.")
+    console.print(
+        "adaptive: takes `clusters`, of free shape (`backbone`: where that does); the others a `cluster_grid` alone."
+    )
     console.print("Every model whose backbone_config is one of these with a Backbone class can be accelerated too.")
