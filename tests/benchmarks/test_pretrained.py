@@ -126,6 +126,8 @@ def test_says_which_aims_are_missed_and_where_a_rival_wins():
     result = {"checkpoint": WHEEL_NAME, "photographs": ["astronaut", "coins"], "rows": rows}
     assert "| adaptive, one step | 0.0250, missed | 0.0250, missed | 0.0250, met | - |" in aims_table(result)
     assert "| adaptive, one step | token merging | **1.25** |" in against_table(result, "time")
+    better = result | {"rows": [*rows[:2], made_up("adaptive, one step", [0.015, 0.015])]}
+    assert "| token merging | 0.75 | 0.75 | 0.75 | **0.75** | **0.75** | - | - |" in against_table(better, "time")
     assert "| adaptive, one step | the best of lower resolution and released | 0.05 |" in against_table(result, "time")
     assert "0.0400, missed" in aims_table(among(result, ["astronaut"]))
     assert aims(result | {"checkpoint": "another"}) == []
