@@ -221,10 +221,11 @@ def draw(result: dict, path: Path) -> Path:
     axes = figure.subplots(1, 2, sharey=True)
     for axis, name, label in zip(axes, ("gflops", "time"), ("times fewer GFLOPs", "times as fast"), strict=True):
         for number, method in enumerate(methods_of(result)):
-            points = [(x / 100, at(result, method, name, "features", x / 100)) for x in range(115, 281, 5)]
+            points = [(x / 100, at(result, method, name, "features", x / 100)) for x in range(120, 281, 5)]
             points = [(x, y[0]) for x, y in points if y]
-            style = "-" if method.startswith("adaptive") else "--"
-            axis.plot(*zip(*points, strict=True) if points else ((), ()), style, color=f"C{number % 10}", label=method)
+            style = {"ls": "-", "lw": 2.2} if method.startswith("adaptive") else {"ls": "--", "lw": 1.2}
+            x, y = zip(*points, strict=True) if points else ((), ())
+            axis.plot(x, y, **style, color=f"C{number % 10}", label=method)
         axis.set(xlabel=label, yscale="log")
         axis.grid(alpha=0.3, which="both")
     axes[0].set_ylabel("error of the features")

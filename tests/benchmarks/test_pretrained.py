@@ -14,6 +14,7 @@ from benchmarks.pretrained.schedules import counts_of, grid_for, merged_counts, 
 from benchmarks.pretrained.subject import PHOTOGRAPHS, WHEEL_NAME, photographs
 from hf_tokaccel.checks import UserError
 from hf_tokaccel.measure.flops import gflops_of_shape
+from hf_tokaccel.results.files import write_json
 from hf_tokaccel.rivals.merging import merge_in_layers
 from hf_tokaccel.tuning.encoder import describe_encoder
 
@@ -134,8 +135,9 @@ def test_says_which_aims_are_missed_and_where_a_rival_wins():
 
 
 def test_keeps_rows_of_other_methods_of_the_same_images(tmp_path):
-    same = {"checkpoint": "x", "size": (28, 28), "photographs": ("coins",), "gflops": 1.0}
-    before = json.loads(json.dumps(same | {"rows": [made_up("adaptive, one step", [1.0])]}))
+    same = {"checkpoint": "x", "size": (28, 28), "photographs": ("coins",), "gflops": 1 / 3}
+    write_json(tmp_path / "before.json", same | {"rows": [made_up("adaptive, one step", [1.0])]})
+    before = json.loads((tmp_path / "before.json").read_text())
     new = made_up("lower resolution", [1.0]) | {"of": "lower_resolution"}
     kept = with_others(same | {"rows": [new]}, before, tmp_path)
     assert methods_of(kept) == ["lower resolution", "adaptive, one step"]
