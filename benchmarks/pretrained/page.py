@@ -17,7 +17,7 @@ from hf_tokaccel.results.marked import write_marked
 from hf_tokaccel.results.report import Where, markdown_table
 
 from .fronts import error_at
-from .methods import METHODS
+from .methods import LIMIT, METHODS
 from .subject import CHOSEN_ON, WHEEL_NAME
 
 SPEEDS = (1.2, 1.35, 1.5, 1.75, 2.0, 2.25, 2.5)
@@ -65,12 +65,17 @@ def at(result: dict, method: str, axis: str, kind: str, wanted: float) -> tuple[
 
 
 def error_table(result: dict, axis: str, kind: str) -> str:
-    """Methods by cheapness, the least mean of each column in bold."""
+    """Methods by cheapness, the least mean of each column in bold; the limit takes no part in that."""
     columns = [1 / share for share in SHARES] if axis == "blocks" else SPEEDS
     names = [f"{share:.2f}" for share in SHARES] if axis == "blocks" else [f"{speed:g}x" for speed in SPEEDS]
     cells = {m: [at(result, m, axis, kind, wanted) for wanted in columns] for m in methods_of(result)}
-    best = [min((row[n][0] for row in cells.values() if row[n]), default=math.nan) for n in range(len(columns))]
-    lines = [[m, *(_cell(v, least, kind) for v, least in zip(row, best, strict=True))] for m, row in cells.items()]
+    cells = {m: row for m, row in cells.items() if any(row)}  # what is not timed has no place at equal time
+    rivals = [row for m, row in cells.items() if m != LIMIT]
+    best = [min((row[n][0] for row in rivals if row[n]), default=math.nan) for n in range(len(columns))]
+    lines = []
+    for m, row in cells.items():
+        least = [-math.inf] * len(columns) if m == LIMIT else best
+        lines.append([m, *(_cell(v, least, kind) for v, least in zip(row, least, strict=True))])
     return markdown_table(["method", *names], lines)
 
 

@@ -9,7 +9,7 @@ from transformers import Dinov2Config, Dinov2Model, ViTImageProcessor
 from benchmarks.pretrained.__main__ import main, with_others
 from benchmarks.pretrained.fronts import error_at
 from benchmarks.pretrained.measure import relative_error
-from benchmarks.pretrained.page import TITLES, against_table, aims, aims_table, among, methods_of
+from benchmarks.pretrained.page import TITLES, against_table, aims, aims_table, among, error_table, methods_of
 from benchmarks.pretrained.schedules import counts_of, grid_for, merged_counts, merged_for, share_of, steps_for
 from benchmarks.pretrained.subject import PHOTOGRAPHS, WHEEL_NAME, photographs
 from hf_tokaccel.checks import UserError
@@ -132,6 +132,15 @@ def test_says_which_aims_are_missed_and_where_a_rival_wins():
     assert "| adaptive, one step | the best of lower resolution and released | 0.05 |" in against_table(result, "time")
     assert "0.0400, missed" in aims_table(among(result, ["astronaut"]))
     assert aims(result | {"checkpoint": "another"}) == []
+
+
+def test_the_limit_is_shown_but_never_the_best():
+    limit = made_up("exact agglomeration, five steps", [0.01, 0.01])
+    del limit["cheapness"]["time"]
+    result = {"rows": [limit, made_up("adaptive, one step", [0.02, 0.02])]}
+    assert "| exact agglomeration, five steps | 0.01 (0.01) |" in error_table(result, "gflops", "features")
+    assert "| adaptive, one step | **0.02** (0.02) |" in error_table(result, "gflops", "features")
+    assert "exact" not in error_table(result, "time", "features")
 
 
 def test_keeps_rows_of_other_methods_of_the_same_images(tmp_path):
