@@ -12,35 +12,42 @@ import torch
 from PIL import Image
 
 from hf_tokaccel.measure.environment import describe_environment
-from hf_tokaccel.measure.speed import seconds_interleaved
+from hf_tokaccel.measure.speed import WARM_UP, seconds_interleaved, warm_up
 from hf_tokaccel.results.files import write_json
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 
 
-def stamp(paths: Iterable[str], device: torch.device | str | None = None) -> dict:
+def stamp(paths: Iterable[str], device: torch.device | str = "cpu") -> dict:
     """Machine, versions, commit and command; `changed`: edited files among `paths`, which the numbers depend on.
 
     Args:
-        device: that was measured; by default a GPU where there is one.
+        device: that was measured.
     """
-    environment = describe_environment(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    environment = describe_environment(device)
     status = ["git", "status", "--porcelain", "--", *paths]
     changed = subprocess.run(status, cwd=ROOT, capture_output=True, text=True, check=False).stdout.splitlines()
     return environment | {"changed": changed}
 
 
 def interleaved(
-    functions: dict[str, Callable[[], object]], rounds: int, clock: Callable[[], float] = time.perf_counter
+    functions: dict[str, Callable[[], object]],
+    rounds: int,
+    clock: Callable[[], float] = time.perf_counter,
+    device: torch.device | str = "cpu",
 ) -> dict[str, list[float]]:
     """Seconds per call of each function, one entry per round; those that are quick run several times in each.
 
     Args:
         clock: `time.thread_time`, with one thread, leaves out the time that other processes took from this one.
+        device: where they run.
     """
-    calls = list(functions.values())
-    return dict(zip(functions, seconds_interleaved(calls, rounds=rounds, clock=clock, shortest=0.01), strict=True))
+    calls, device = list(functions.values()), torch.device(device)
+    if device.type != "cpu":
+        warm_up(calls, device, WARM_UP)
+    times = seconds_interleaved(calls, device=device, rounds=rounds, clock=clock, shortest=0.01)
+    return dict(zip(functions, times, strict=True))
 
 
 def summary(values: list[float]) -> dict[str, float]:

@@ -1,7 +1,8 @@
 """How many kernels the method launches on a GPU, counted without one: on fake tensors that only have a device.
 
 python -m benchmarks.launches             eager
-python -m benchmarks.launches --compiled  and after torch.compile, by the code that it generates; a minute
+python -m benchmarks.launches --compiled  and after torch.compile, by the code that it generates; a minute, and writes
+                                          benchmarks/results/launches-*.json, which docs/gpu.md shows
 python -m benchmarks.launches --measured  beside what the profiler counts, on a machine that has a GPU
 
 Eager, index tables are left out, since they are made once; a graph makes its own. `docs/gpu.md` has what was measured.
@@ -23,10 +24,13 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from benchmarks.common import ROOT, save, stamp
 from benchmarks.method import CLUSTER_GRID, GRID, WIDTH, adaptive
 from hf_tokaccel.clustering import functional, pulling, tiling
 from hf_tokaccel.functional import cluster_tokens, plan_reconstruction, reconstruct_tokens
 
+# The numbers depend on these files only.
+PATHS = ["hf_tokaccel/clustering", "benchmarks/launches.py", "benchmarks/launches_compiled.py", "benchmarks/method.py"]
 # Eager, compiled: what issue 17 asks for.
 TARGETS = {"grid": (80, 35), "adaptive": (60, 25)}
 # Kernels of operators that take more than one: what they copy first, or fill, and the steps of a sort.
@@ -146,18 +150,24 @@ def main() -> None:
         from benchmarks.launches_compiled import compiled
 
         made = compiled(CASES, (1, GRID[0] * GRID[1], WIDTH))
+    kernels = {}
     for name, function in CASES.items():
         counted = eager(function)
+        kernels[name] = {"eager": counted.total(), "eager, batch 8": eager(function, 8).total()}
         goals = [str(goal) for goal in TARGETS.get(name, ("", ""))]
-        cells = [str(counted.total()), str(eager(function, 8).total()), goals[0]]
+        cells = [*map(str, kernels[name].values()), goals[0]]
         if args.compiled:
             cells += [str(made[name]), goals[1]]
+            kernels[name]["compiled"] = made[name]
         if args.measured:
             cells += [str(measured(function, False)), str(measured(function, True))]
         table.add_row(name, *cells)
         if args.operators:
             console.print(name, dict(counted.kernels.most_common()))
     console.print(table)
+    if args.compiled:
+        name = f"launches-torch{torch.__version__.split('+')[0]}"
+        print(save(name, {"kernels": kernels, **stamp(PATHS, "cpu")}).relative_to(ROOT))
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 python -m benchmarks.method             all of it, about two minutes; writes benchmarks/results/method-*.json
 python -m benchmarks.method --rounds 5  quick look
+python -m benchmarks.method --device cuda  on a GPU, and without the growth, which is of a processor
 """
 
 from __future__ import annotations
@@ -94,18 +95,18 @@ def adaptive_functions(x: Tensor) -> dict[str, Callable[[], object]]:
     }
 
 
-def time_against_layer(rounds: int) -> dict:
+def time_against_layer(rounds: int, device: torch.device) -> dict:
     from transformers import ViTConfig
     from transformers.models.vit.modeling_vit import ViTLayer
 
     torch.manual_seed(0)
     config = ViTConfig(hidden_size=WIDTH, num_attention_heads=16, intermediate_size=4096, attn_implementation="sdpa")
-    layer, sequence = ViTLayer(config).eval(), torch.randn(1, GRID[0] * GRID[1] + 1, WIDTH)
-    x = make_tokens(GRID, WIDTH)
+    layer, sequence = ViTLayer(config).eval().to(device), torch.randn(1, GRID[0] * GRID[1] + 1, WIDTH, device=device)
+    x = make_tokens(GRID, WIDTH).to(device)
     functions: dict[str, Callable[[], object]] = {"layer": lambda: layer(sequence)}
     errors = {}
     for window in TARGETS:
-        near = dense_near(GRID, CLUSTER_GRID, window)
+        near = dense_near(GRID, CLUSTER_GRID, window).to(device)
         s = cluster_tokens(x, GRID, CLUSTER_GRID, window=window).centroids
         plan = plan_reconstruction(x, s)
 
@@ -138,12 +139,15 @@ def time_against_layer(rounds: int) -> dict:
     }
     threads = torch.get_num_threads()
     # The second clock is for machines that others use too: a busy core distorts anything that waits for all threads.
-    for title, count, clock in (
+    clocks = [
         (f"elapsed time, {threads} threads", threads, time.perf_counter),
         ("processor time, 1 thread", 1, time.thread_time),
-    ):
+    ]
+    if device.type != "cpu":
+        clocks = [("elapsed time", threads, time.perf_counter)]
+    for title, count, clock in clocks:
         torch.set_num_threads(count)
-        times = interleaved(functions, rounds, clock)
+        times = interleaved(functions, rounds, clock, device)
         result[title] = {
             "seconds": {name: summary(values) for name, values in times.items()},
             "layers": {name: ratios(values, times["layer"]) for name, values in times.items()},
@@ -268,6 +272,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=40, help="rounds of the comparison with a layer")
     parser.add_argument("--only", choices=("layer", "scaling"), help="half of the benchmark; writes no result")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--peak", nargs=2, metavar=("KIND", "SIDE"), help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.peak:
@@ -277,11 +282,14 @@ def main() -> None:
         print(peak)
         return
     console = Console(width=150)
-    result = stamp(PATHS)
+    device = torch.device(args.device)
+    if device.type != "cpu" and args.only == "scaling":
+        parser.error(f"--only scaling is of a processor; with --device {device} leave it out")
+    result = stamp(PATHS, device)
     if args.only != "scaling":
-        result["layer"] = time_against_layer(args.rounds)
+        result["layer"] = time_against_layer(args.rounds, device)
         print_layers(console, result["layer"])
-    if args.only != "layer":
+    if args.only != "layer" and device.type == "cpu":
         result["scaling"] = time_scaling(max(3, args.rounds // 4))
         print_scaling(console, result["scaling"])
     if args.only is None:

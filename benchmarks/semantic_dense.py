@@ -145,7 +145,7 @@ def main() -> None:
         result["runs"][name] = [score(folder, args.device, args.scenes) for folder in own]
     models = {name: load(own[0], args.device) for name, own in folders.items()}
     result["cost"] = measure(models, args.batches, args.rounds)
-    result |= stamp(PATHS)
+    result |= stamp(PATHS, args.device)
     print(table(result))
     path = Path(args.output) / "result.json"
     write_json(path, result)

@@ -22,6 +22,7 @@ from transformers import AutoModelForImageClassification, PreTrainedConfig, Swin
 
 import hf_tokaccel as ta
 from benchmarks.common import interleaved, ratios, save, stamp, summary
+from hf_tokaccel.measure.compilation import compile_model
 from hf_tokaccel.measure.flops import count_gflops
 from hf_tokaccel.results.report import markdown_table
 
@@ -78,7 +79,7 @@ class Place:
     def build(self, config: PreTrainedConfig) -> nn.Module:
         torch.manual_seed(0)
         model = AutoModelForImageClassification.from_config(config).to(self.device, self.dtype).eval()
-        return torch.compile(model) if self.compiled else model
+        return compile_model(model) if self.compiled else model
 
     def call(self, model: nn.Module, images: Tensor) -> Callable[[], object]:
         """What is timed: one batch, to its end."""

@@ -233,7 +233,7 @@ def main(argv: list[str] | None = None) -> None:
     console = Console(width=170)
     console.print(markdown(rows, args.batches), markup=False, highlight=False, soft_wrap=True)
     result = {"rows": rows, "markdown": markdown(rows, args.batches), "options": vars(args) | {"work": None}}
-    path = save(args.name, {**result, **stamp(PATHS)})
+    path = save(args.name, {**result, **stamp(PATHS, make_accelerator(args.cpu).device)})
     console.print(f"{path.relative_to(ROOT)}")
 
 

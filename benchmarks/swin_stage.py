@@ -2,6 +2,7 @@
 
 python -m benchmarks.swin_stage             about four minutes on two cores; writes benchmarks/results
 python -m benchmarks.swin_stage --rounds 2  quick look
+python -m benchmarks.swin_stage --device cuda
 """
 
 from __future__ import annotations
@@ -47,7 +48,8 @@ def make_model() -> SwinModel:
 def method_alone(stage: nn.Module, states: Tensor) -> Tensor:
     """What the clustered stage does besides its blocks."""
     track = TokenTrack(stage.accel, WindowSequenceLayout(SIZE, WINDOW), depth=len(stage.blocks), wanted=())
-    return track.full(track.before_layer(stage.accel.cluster_after, states))
+    normalize = stage.blocks[stage.accel.cluster_after].layernorm_before
+    return track.full(track.before_layer(stage.accel.cluster_after, states, normalize))
 
 
 @torch.inference_mode()
@@ -55,7 +57,7 @@ def measure(model: SwinModel, setting: dict, rounds: int) -> dict:
     fast = ta.accelerate(model, {"cluster_grid": WINDOW * 2 // 3, "window": 7, **setting})
     dense_stage, fast_stage = (module.encoder.layers[STAGE] for module in (model, fast))
     channels = model.config.embed_dim * 2**STAGE
-    states = torch.randn(1, SIZE[0] * SIZE[1], channels, generator=torch.Generator().manual_seed(1))
+    states = torch.randn(1, SIZE[0] * SIZE[1], channels, generator=torch.Generator().manual_seed(1)).to(model.device)
     times = interleaved(
         {
             "dense stage": lambda: dense_stage(states, SIZE, always_partition=True),
@@ -63,6 +65,7 @@ def measure(model: SwinModel, setting: dict, rounds: int) -> dict:
             "clustering and reconstruction": lambda: method_alone(fast_stage, states),
         },
         rounds,
+        device=model.device,
     )
     clustered = times["clustered stage"]
     return {
@@ -93,13 +96,15 @@ def sheet(rows: dict[str, dict]) -> Sheet:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
     args = parser.parse_args()
-    start, model = time.perf_counter(), make_model()
+    start, model = time.perf_counter(), make_model().to(args.device)
     rows = {name: measure(model, setting, args.rounds) for name, setting in ROWS.items()}
     console = Console(width=130)
     console.print(draw(sheet(rows)))
-    result = {"rows": rows, "rounds": args.rounds, **stamp(PATHS)}
-    path = save(f"swin_stage-cpu-torch{torch.__version__.split('+')[0]}", result)
+    result = {"rows": rows, "rounds": args.rounds, **stamp(PATHS, model.device)}
+    device = result["machine"]["device"].replace(" ", "-").lower()
+    path = save(f"swin_stage-{device}-torch{torch.__version__.split('+')[0]}", result)
     worst = max(row["share"]["median"] for row in rows.values())
     gain = statistics.median(row["speedup"]["median"] for row in rows.values())
     console.print(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import math
 import sys
 from collections.abc import Iterable, Sequence
 from numbers import Integral, Real
@@ -64,7 +63,7 @@ def is_number(value: Any) -> bool:
     if isinstance(value, bool) or not isinstance(value, (int, float, Real)):
         return False
     # Some whole numbers are larger than every float.
-    return abs(value) <= sys.float_info.max if isinstance(value, int) else math.isfinite(value)
+    return -sys.float_info.max <= value <= sys.float_info.max
 
 
 def as_plain(value: Any) -> Any:

@@ -2,6 +2,7 @@
 
 python -m benchmarks.gpu                         on a GPU; writes benchmarks/results/gpu-*.jsonl, a line for each step
 python -m benchmarks.gpu --quick --device cpu    the same with tiny models; writes benchmarks/results/gpu-quick-*.jsonl
+python -m benchmarks.gpu --device cpu --only work      GFLOPs of the models, which need no GPU; a few minutes
 python -m benchmarks.gpu.page                    docs/gpu.md anew from what is in benchmarks/results
 
 Needs torch, transformers, accelerate, safetensors, numpy, pillow and scipy only. A step that fails, or for which too
@@ -46,7 +47,7 @@ class Plan:
     """
 
     def __init__(self, steps: Steps, quick: bool) -> None:
-        self.steps, self.device = steps, steps.device
+        self.steps, self.device, self.quick = steps, steps.device, quick
         self.places = TINY_PLACES if quick else PLACES
         self.families = list(QUICK_FAMILIES) if quick else parity.families()
         self.attention = [(1, 9)] if quick else ATTENTION
@@ -65,8 +66,9 @@ class Plan:
         run("deterministic", partial(clustering.deterministic, place, device), 20, 30)
         for family in self.families:
             run(f"parity {family}", partial(parity.check_family, family, device), 20, 25)
-        if device.type != "cuda":
-            self.work(self.compiled_case)  # no process is beside this one
+        if device.type != "cuda":  # no process is beside this one
+            for name in [self.compiled_case] if self.quick else self.cases:
+                self.work(name)
 
     def alone(self) -> None:
         """Attention and the method by themselves."""
@@ -181,9 +183,10 @@ def main() -> None:
     begins = time.time()
     ends = args.ends or begins + args.seconds
     device = torch.device(args.device)
-    if not args.quick and device.type != "cuda":
+    counts = bool(args.only) and all(name.startswith("work") for name in args.only)
+    if not args.quick and not counts and device.type != "cuda":
         parser.error(f"--device {args.device} would take hours without --quick, for example --quick --device cpu")
-    path = args.out / f"gpu-{'quick-' if args.quick else ''}{about.slug(device)}.jsonl"
+    path = args.out / f"gpu-{'quick-' if args.quick else ''}{about.slug(device, args.commit)}.jsonl"
     if args.ends is None:
         args.out.mkdir(parents=True, exist_ok=True)
         path.unlink(missing_ok=True)
@@ -193,7 +196,7 @@ def main() -> None:
         share_what_is_compiled()
         torch.set_num_threads(2)  # of tiny models on the processor, which other processes use too
     gc.freeze()  # no search for garbage need look through what imports have made
-    steps = Steps(path, ends, device, tuple(args.only))
+    steps = Steps(path, ends, device, ("environment", *args.only) if args.only else ())
     plan = Plan(steps, args.quick)
     if args.side is not None:
         plan.side(args.side)

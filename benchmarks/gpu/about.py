@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import re
-import subprocess
 from functools import partial
 from typing import Any
 
 import torch
 
-from benchmarks.gpu.timing import EFFORT, record_graph, seconds_in_a_row, warm_up
-from hf_tokaccel.measure.environment import describe_environment
+from benchmarks.gpu.timing import EFFORT, record_graph, warm_up
+from hf_tokaccel.measure.environment import describe_environment, git_commit, gpu_state
+from hf_tokaccel.measure.speed import seconds_in_a_row
 
-FIELDS = "name,driver_version,pstate,clocks.sm,clocks.mem,clocks.max.sm,clocks.max.mem,power.limit,temperature.gpu"
 
-
-def slug(device: torch.device) -> str:
-    """Of a device and the version of torch, in the name of a file."""
+def slug(device: torch.device, commit: str | None) -> str:
+    """Of a device, the version of torch and the commit, in the name of a file."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-    return f"{re.sub(r'[^a-z0-9]+', '-', name.lower()).strip('-')}-torch{torch.__version__.split('+')[0]}"
+    name = f"{re.sub(r'[^a-z0-9]+', '-', name.lower()).strip('-')}-torch{torch.__version__.split('+')[0]}"
+    git = git_commit()
+    commit = commit or (git["commit"] if git else "")
+    return f"{name}-{commit[:7]}".rstrip("-")
 
 
 def environment(device: torch.device, commit: str | None) -> dict[str, Any]:
@@ -30,14 +31,9 @@ def environment(device: torch.device, commit: str | None) -> dict[str, Any]:
 
 
 def machine(device: torch.device) -> dict[str, Any]:
-    """Flags of PyTorch and, of a GPU, its properties, clocks and driver."""
+    """Which kernels of attention PyTorch may choose and, of a GPU, its properties; the environment has the rest."""
     found: dict[str, Any] = {
         "flags": {
-            "matmul.allow_tf32": torch.backends.cuda.matmul.allow_tf32,
-            "cudnn.allow_tf32": torch.backends.cudnn.allow_tf32,
-            "float32_matmul_precision": torch.get_float32_matmul_precision(),
-            "cudnn.benchmark": torch.backends.cudnn.benchmark,
-            "bf16_reduced_precision": torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction,
             "flash": torch.backends.cuda.flash_sdp_enabled(),
             "efficient": torch.backends.cuda.mem_efficient_sdp_enabled(),
             "cudnn attention": torch.backends.cuda.cudnn_sdp_enabled(),
@@ -52,16 +48,7 @@ def machine(device: torch.device) -> dict[str, Any]:
             "multiprocessors": properties.multi_processor_count,
             "l2": getattr(properties, "L2_cache_size", None),
         }
-        found["cuda"], found["cudnn"] = torch.version.cuda, torch.backends.cudnn.version()
-        found["nvidia-smi"] = smi()
     return found
-
-
-def smi() -> dict[str, str]:
-    """What nvidia-smi says of the card; nothing is changed."""
-    command = ["nvidia-smi", f"--query-gpu={FIELDS}", "--format=csv,noheader"]
-    answer = subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout
-    return dict(zip(FIELDS.split(","), (value.strip() for value in answer.split(",")), strict=True))
 
 
 @torch.inference_mode()
@@ -85,7 +72,7 @@ def ceilings(device: torch.device) -> dict[str, Any]:
     }
     if big:
         found["launch in a graph, us"] = 1e6 * _seconds(record_graph(chain, device), device) / launches
-        found["nvidia-smi after"] = smi()
+        found["nvidia-smi after"] = gpu_state(device)
     return found
 
 

@@ -21,8 +21,8 @@ from hf_tokaccel.measure.flops import gflops_of_shape
 from hf_tokaccel.measure.memory import peak_memory
 from hf_tokaccel.measure.method import MethodAlone
 
-# Shares of the tokens; of a ViT-L's blocks about 0.7 and 0.5 of the FLOPs are left. A step costs about as much as a
-# block here, so there are few, of one round each.
+# Shares of the tokens; of a ViT-L's blocks about 0.7 and 0.5 of the FLOPs are left. A step costs half of a block or
+# more, so there are few, of one round each.
 ADAPTIVE = {
     "adaptive, careful": {"cluster_after": 2, "clusters": 0.7, "round_share": 0.5},
     "adaptive, half": {"cluster_after": 2, "clusters": 0.5, "round_share": 0.5},
@@ -227,8 +227,7 @@ class Compiled:
             return compile_model(model, "eager")
         if self.mode == "default":
             return compile_model(model)
-        compile_model(model)  # for its limit of recompiling; nothing is compiled before a call
-        return torch.compile(model, mode=self.mode, dynamic=False)
+        return compile_model(model, mode=self.mode)
 
     def times(self) -> dict[str, Any]:
         """Of the rows that were added.

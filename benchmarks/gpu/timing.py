@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from hf_tokaccel.measure.memory import peak_memory
-from hf_tokaccel.measure.speed import seconds_interleaved, summarise
+from hf_tokaccel.measure.speed import seconds_in_a_row, seconds_interleaved, summarise
 
 Call = Callable[[], Any]
 CALLS = 3  # at least, to warm up
@@ -69,23 +69,6 @@ def usable(calls: Mapping[str, Call]) -> tuple[dict[str, Call], dict[str, Any]]:
             continue
         found[name] = call
     return found, errors
-
-
-def seconds_in_a_row(call: Call, calls: int, device: torch.device) -> float:
-    """Of one of `calls` that are not waited for one by one; on a GPU by events."""
-    wait(device)
-    if device.type != "cuda":
-        start = time.perf_counter()
-        for _ in range(calls):
-            call()
-        return (time.perf_counter() - start) / calls
-    start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-    start.record()
-    for _ in range(calls):
-        call()
-    end.record()
-    end.synchronize()
-    return start.elapsed_time(end) / 1e3 / calls
 
 
 @torch.inference_mode()

@@ -22,6 +22,7 @@ from .schedules import SHARES, counts_of, grid_for, merged_counts, merged_for, s
 from .subject import Judge, features
 
 Size = tuple[int, int]
+LIMIT = "exact agglomeration, five steps"  # nothing that could be used: its matching is not counted
 SMALLEST = 0.65  # of the side, of lower resolutions: some 2.7 times fewer FLOPs
 # Released settings that are searched: shares of the blocks before clustering, and temperatures in units of the mean
 # squared distance between tokens there, beside "auto"; on corners of this share of some photographs, for these speeds.
@@ -212,7 +213,7 @@ def random_regions(field: Field) -> Iterator[Row]:
 
 def exact_agglomeration(field: Field) -> Iterator[Row]:
     """Five steps with Ward's tree over all tokens: the limit of better matching. Its time would be scikit-learn's."""
-    yield from _otherwise(field, "ward", "exact agglomeration, five steps", False)
+    yield from _otherwise(field, "ward", LIMIT, False)
 
 
 METHODS: tuple[Callable[[Field], Iterator[Row]], ...] = (

@@ -42,12 +42,17 @@ class Mode:
     backend: str = "inductor"
 
     @property
+    def graphs(self) -> bool:
+        """Whether calls replay CUDA graphs."""
+        return self.compile == "reduce-overhead"
+
+    @property
     def name(self) -> str:
         return ", ".join(filter(None, (self.dtype, self.attention, self.compile)))
 
     def check(self, device: torch.device) -> None:
         """Raises ValueError where a device cannot run it."""
-        if self.compile == "reduce-overhead" and device.type != "cuda":
+        if self.graphs and device.type != "cuda":
             raise UserError(f"mode {self.name!r} needs a GPU for its CUDA graphs; on {device.type} use compile")
         if self.dtype in INT8 and device.type != "cpu":
             raise UserError(f"mode {self.name!r} is for the CPU; on {device.type} use bfloat16")
@@ -87,8 +92,8 @@ class Mode:
         """A model or function as this mode runs it."""
         if self.compile is None:
             return model
-        if self.compile == "reduce-overhead":
-            return torch.compile(model, mode="reduce-overhead", dynamic=False)
+        if self.graphs:
+            return compile_model(model, mode="reduce-overhead")
         return compile_model(model, self.backend)
 
 

@@ -20,6 +20,7 @@ _FOOTNOTES = (
     "memory: what a call takes at most beyond the weights",
     GFLOPS_NOTE,
 )
+_THROUGHPUT = "in a row: images/s of calls that are not waited for one by one"
 
 
 @dataclass
@@ -45,6 +46,8 @@ class BenchRow:
         agreement: with dense in the first mode; see `measure.agreement.mean_agreement`.
         method_seconds: of clustering (or merging) and reconstruction by themselves; None where there is none.
         layers_only_speedup: what `speedup` would be if they cost nothing.
+        throughput: images per second of calls that are not waited for one by one; None on a CPU, where a call that
+            has returned is over.
     """
 
     name: str
@@ -64,6 +67,7 @@ class BenchRow:
     agreement: dict[str, float]
     method_seconds: float | None = None
     layers_only_speedup: float | None = None
+    throughput: float | None = None
 
 
 @dataclass
@@ -110,7 +114,7 @@ class BenchResult(Report):
             ],
             names=1 + several,
             title=f"{self.model} at {size}, batch {self.batch_size}",
-            notes=[*self._about(size), *_FOOTNOTES, *self.notes],
+            notes=[*self._about(size), *([_THROUGHPUT] * _in_a_row(self)), *_FOOTNOTES, *self.notes],
         )
 
     def _about(self, size: str) -> list[str]:
@@ -128,13 +132,19 @@ class BenchResult(Report):
         return cls(**{**values, "image_size": tuple(values["image_size"]), "rows": rows})
 
 
+def _in_a_row(result: BenchResult) -> bool:
+    return any(row.throughput is not None for row in result.rows)
+
+
 def _headings(result: BenchResult) -> list[str]:
     reads = next(iter(result.rows[-1].agreement or result.rows[0].agreement))
     several = ["overall"] if len(result.modes) > 1 else []
+    in_a_row = ["in a row ↑"] if _in_a_row(result) else []
     return [
         "p50 ms ↓",
         "p90 ms ↓",
         "images/s ↑",
+        *in_a_row,
         "speed ↑",
         *several,
         "GFLOPs ↓",
@@ -149,11 +159,13 @@ def _headings(result: BenchResult) -> list[str]:
 def _cells(row: BenchRow, result: BenchResult) -> list[str]:
     (agreed,) = row.agreement.values() or [None]
     several = [f"{row.speedup_overall:.2f}x"] if len(result.modes) > 1 else []
+    in_a_row = ["" if row.throughput is None else f"{row.throughput:.2f}"] if _in_a_row(result) else []
     share = None if row.method_seconds is None else row.method_seconds / row.seconds["p50"]
     return [
         f"{1e3 * row.seconds['p50']:.1f}",
         f"{1e3 * row.seconds['p90']:.1f}",
         f"{row.images_per_second:.2f}",
+        *in_a_row,
         f"{row.speedup:.2f}x",
         *several,
         f"{row.gflops:.4g}",

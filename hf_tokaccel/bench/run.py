@@ -21,12 +21,14 @@ from ..measure.agreement import Reading, mean_agreement, read_pixels
 from ..measure.environment import describe_environment
 from ..measure.memory import peak_memory
 from ..measure.method import MethodAlone
-from ..measure.speed import seconds_interleaved, summarise
+from ..measure.speed import WARM_UP, seconds_in_a_row, seconds_interleaved, summarise, warm_up
 from ..rivals.build import BENCH, Rival, Subject, rivals_of
 from ..rivals.settings import CAREFUL_AND_BOLD, default_settings
 from ..settings.clustering import TokenClusteringConfig
 from .modes import Mode
 from .result import BenchResult, BenchRow
+
+IN_A_ROW = 0.1  # seconds of calls that are not waited for
 
 
 @dataclass
@@ -39,6 +41,7 @@ class _Runner:
     alone: Callable[[], Any] | None
     output: Reading
     memory: int | None
+    skips: int = 0  # graphs of its compiled code that PyTorch did not record as CUDA graphs
 
 
 @torch.inference_mode()
@@ -105,7 +108,12 @@ def bench(
         advance("timing", done, steps)
 
     steps = len(calls) * (rounds + warmup)
+    if device.type != "cpu":
+        warm_up(calls, device, WARM_UP)
     seconds = seconds_interleaved(calls, device=device, rounds=rounds, warmup=warmup, advance=step)
+    measured = _rows(runners, seconds, gflops, len(images))
+    if device.type != "cpu":
+        _add_throughput(measured, runners, images)
     return BenchResult(
         model=name or type(model).__name__,
         image_size=size,
@@ -113,8 +121,8 @@ def bench(
         rounds=rounds,
         weights=sum(p.numel() for p in model.parameters()),
         environment=describe_environment(device),
-        rows=_rows(runners, seconds, gflops, len(images)),
-        notes=notes,
+        rows=measured,
+        notes=notes + _without_graphs(runners),
     )
 
 
@@ -126,15 +134,44 @@ def _prepare(rival: Rival, mode: Mode, images: Tensor) -> _Runner:
         recorded = MethodAlone(model, partial(model, **arguments))
         alone = mode.compiled(recorded.__call__) if recorded.ran else None
     call = partial(mode.compiled(model), **arguments)
+    before = _skipped()
     output = read_pixels(call())  # compiles
     # What reads the output makes new tensors of most, but not of all; CUDA graphs write over those.
     output = replace(output, value=output.value.clone())
+    memory = None
     if mode.compile is not None:
-        call()  # CUDA graphs are recorded in the second call
-        if alone is not None:
-            alone()  # compiles, too: of token merging, whose every layer has another shape, for minutes
+        # CUDA graphs are recorded in the second call, and take the memory then that replays use.
+        memory = peak_memory(call, images.device)
+    skips = _skipped() - before
+    if mode.compile is not None and alone is not None:
+        alone()  # compiles, too: of token merging, whose every layer has another shape, for minutes
     gc.collect()
-    return _Runner(rival, mode, call, alone, output, peak_memory(call, images.device))
+    if not mode.graphs:
+        memory = peak_memory(call, images.device)
+    return _Runner(rival, mode, call, alone, output, memory, skips)
+
+
+def _skipped() -> int:
+    """Compiled graphs so far that PyTorch did not record as CUDA graphs, since they touch the CPU, for example."""
+    return torch._dynamo.utils.counters["inductor"]["cudagraph_skips"]
+
+
+def _without_graphs(runners: list[_Runner]) -> list[str]:
+    """A note on rows whose mode says CUDA graphs and that run without some of them."""
+    names = [f"{runner.rival.name} ({runner.mode.name})" for runner in runners if runner.mode.graphs and runner.skips]
+    said = "PyTorch recorded no CUDA graph of a part of them, such as hosts that index with tensors on the CPU"
+    return [f"{said}: {', '.join(names)}"] if names else []
+
+
+def _add_throughput(rows: list[BenchRow], runners: list[_Runner], images: Tensor) -> None:
+    """Of calls that are not waited for one by one, in turns."""
+    turns: list[list[float]] = [[] for _ in rows]
+    for _ in range(3):
+        for own, row, runner in zip(turns, rows, runners, strict=True):
+            calls = min(max(round(IN_A_ROW / row.seconds["p50"]), 2), 100)
+            own.append(seconds_in_a_row(runner.call, calls, images.device))
+    for own, row in zip(turns, rows, strict=True):
+        row.throughput = len(images) / median(own)
 
 
 def _rows(runners: list[_Runner], seconds: list[list[float]], gflops: list[float], batch: int) -> list[BenchRow]:

@@ -70,6 +70,38 @@ def _command() -> str:
     return shlex.join(["python", os.path.relpath(program), *sys.argv[1:]])
 
 
+GPU_STATE = "driver_version,pstate,clocks.sm,clocks.mem,clocks.max.sm,clocks.max.mem,power.limit,temperature.gpu"
+
+
+def describe_gpu(device: torch.device) -> dict:
+    """What times on a CUDA GPU depend on: PyTorch's flags, versions, and driver and clocks as `nvidia-smi` says."""
+    matmul = torch.backends.cuda.matmul
+    return {
+        "flags": {
+            "matmul.allow_tf32": matmul.allow_tf32,
+            "cudnn.allow_tf32": torch.backends.cudnn.allow_tf32,
+            "float32_matmul_precision": torch.get_float32_matmul_precision(),
+            "cudnn.benchmark": torch.backends.cudnn.benchmark,
+            "bf16_reduced_precision": matmul.allow_bf16_reduced_precision_reduction,
+        },
+        "cuda": torch.version.cuda,
+        "cudnn": torch.backends.cudnn.version(),
+        "nvidia-smi": gpu_state(device),
+    }
+
+
+def gpu_state(device: torch.device) -> dict[str, str] | None:
+    """Driver, clocks, power limit and temperature now; None where there is no `nvidia-smi`. Nothing is changed."""
+    # By its identity: the first GPU that PyTorch may use need not be the first of the machine.
+    uuid = torch.cuda.get_device_properties(device).uuid
+    command = ["nvidia-smi", f"--id=GPU-{uuid}", f"--query-gpu={GPU_STATE}", "--format=csv,noheader"]
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return dict(zip(GPU_STATE.split(","), (value.strip() for value in answer.split(",")), strict=True))
+
+
 def describe_environment(device: torch.device | str = "cpu") -> dict:
     """Machine, versions, commit, date and command, ready for JSON."""
     device = torch.device(device)
@@ -81,6 +113,8 @@ def describe_environment(device: torch.device | str = "cpu") -> dict:
         "load_average": [round(load, 2) for load in os.getloadavg()] if hasattr(os, "getloadavg") else None,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
     }
+    if device.type == "cuda":
+        machine["gpu"] = describe_gpu(device)
     return {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "command": _command(),

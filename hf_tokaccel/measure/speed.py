@@ -12,6 +12,8 @@ import torch
 
 from ..checks import UserError
 
+WARM_UP = 0.5  # seconds in which a GPU reaches its clocks
+
 
 @dataclass(frozen=True)
 class Timing:
@@ -96,6 +98,35 @@ def seconds_interleaved(
         if collects:
             gc.enable()
     return seconds
+
+
+@torch.inference_mode()
+def warm_up(functions: Sequence[Callable[[], object]], device: torch.device, seconds: float) -> None:
+    """Calls all in turns for so many seconds at least: an idle GPU takes longer to reach its clocks than a round."""
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        for function in functions:
+            function()
+        _synchronize(device)
+
+
+@torch.inference_mode()
+def seconds_in_a_row(function: Callable[[], object], calls: int, device: torch.device) -> float:
+    """Of one of `calls` that are not waited for one by one, as throughput needs; on CUDA by events."""
+    _synchronize(device)
+    if device.type != "cuda":
+        start = time.perf_counter()
+        for _ in range(calls):
+            function()
+        _synchronize(device)
+        return (time.perf_counter() - start) / calls
+    first, last = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    first.record()
+    for _ in range(calls):
+        function()
+    last.record()
+    last.synchronize()
+    return first.elapsed_time(last) / 1e3 / calls
 
 
 def summarise(times: Sequence[float], baseline: Sequence[float]) -> Timing:

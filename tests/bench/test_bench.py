@@ -3,7 +3,9 @@
 import copy
 import importlib.util
 import json
+from dataclasses import replace
 from io import StringIO
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -23,7 +25,7 @@ from typer.testing import CliRunner
 
 import hf_tokaccel as ta
 from benchmarks import real_sizes
-from hf_tokaccel.bench import BenchResult, Mode, bench, parse_mode, to_markdown, to_table
+from hf_tokaccel.bench import BenchResult, Mode, bench, parse_mode, run, to_markdown, to_table
 from hf_tokaccel.bench.architectures import ARCHITECTURES, build_architecture
 from hf_tokaccel.bench.subject import load_subject, parse_device
 from hf_tokaccel.cli import app
@@ -261,6 +263,56 @@ def test_compiled_rows_run(depth):
     assert [row.mode for row in rows[len(rows) // 2 :]] == ["float32, sdpa, compile"] * (len(rows) // 2)
     for eager, compiled in zip(rows, rows[len(rows) // 2 :], strict=False):
         assert compiled.agreement["relative_error"] == pytest.approx(eager.agreement["relative_error"], abs=1e-4)
+
+
+def test_on_a_gpu_throughput_stands_beside_latency(result):
+    assert all(row.throughput is None for row in result.rows)
+    assert "in a row" not in to_markdown(result)
+    rows = [copy.copy(row) for row in result.rows]
+    runners = [SimpleNamespace(call=lambda: None)] * len(rows)
+    run._add_throughput(rows, runners, torch.zeros(2, 3, 8, 8))
+    assert all(row.throughput > row.images_per_second for row in rows)
+    shown = replace(result, rows=rows)
+    assert "in a row ↑" in to_markdown(shown)
+    assert f"| {rows[0].throughput:.2f} |" in to_markdown(shown)
+    assert BenchResult.from_dict(json.loads(json.dumps(shown.to_dict()))) == shown
+
+
+def test_rows_that_run_without_cuda_graphs_are_named():
+    graphs, compiled = Mode(compile="reduce-overhead"), Mode(compile="compile")
+    cases = [("sam", graphs, 1), ("vit", graphs, 0), ("swin", compiled, 1)]
+    runners = [
+        SimpleNamespace(rival=SimpleNamespace(name=name), mode=mode, skips=skips) for name, mode, skips in cases
+    ]
+    (note,) = run._without_graphs(runners)
+    assert note.endswith(": sam (float32, sdpa, reduce-overhead)")
+    assert run._without_graphs(runners[1:]) == []
+
+
+def test_memory_of_cuda_graphs_is_that_of_recording_them(monkeypatch, depth):
+    """Replays allocate nothing: measured later, memory would be next to nothing."""
+    calls = []
+
+    def compiled(self, model):
+        def call(**arguments):
+            calls.append("call")
+            torch._dynamo.utils.counters["inductor"]["cudagraph_skips"] += len(calls) == 1
+            return model(**arguments)
+
+        return call
+
+    def memory(call, device):
+        call()
+        return calls.count("call")
+
+    monkeypatch.setattr(Mode, "compiled", compiled)
+    monkeypatch.setattr(run, "peak_memory", memory)
+    (rival,) = rivals_of(Subject(depth, (32, 32)), [], {})[0]
+    images, graphs = torch.zeros(1, 3, 32, 32), Mode(compile="reduce-overhead")
+    runner = run._prepare(rival, graphs, images)
+    assert (runner.memory, runner.skips, len(calls)) == (2, 1, 2)
+    calls.clear()
+    assert run._prepare(rival, Mode(), images).memory == 2
 
 
 def test_an_attention_that_cannot_be_set_is_refused(depth):

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from benchmarks.gpu import __main__ as command
-from benchmarks.gpu import page, timing
+from benchmarks.gpu import page, parity, targets, timing
 from benchmarks.gpu.steps import Steps, read
 
 CPU = torch.device("cpu")
@@ -67,16 +67,72 @@ def test_all_of_it_runs_with_tiny_models(tmp_path, monkeypatch):
     assert {name: record for name, record in records.items() if "result" not in record} == {}
     for name, record in records.items():
         if name.startswith("parity "):
-            assert all(outcome["holds"] for outcome in record["result"].values() if "error" not in outcome), name
+            assert all(outcome.get("holds", "not offered" in outcome) for outcome in record["result"].values()), name
     rows = records["model segmenter, batch 1"]["result"]["rows"]
     assert {"dense", "grid, careful", "smaller image"} <= {name for name, row in rows.items() if row["ms"] > 0}
-    text = page.tables(path)
+    text = page.tables([path])
     for title in ("The machine", "The same as on the CPU", "Whole models", "Compiled"):
         assert f"## {title}\n" in text
     assert "What did not run" not in text
 
 
-def test_the_page_is_that_of_the_newest_result():
-    assert page.tables(None) == page.NONE
+def test_the_page_is_that_of_the_results():
+    assert page.tables([]) == page.NONE
     text = page.PAGE.read_text(encoding="utf-8")
-    assert text == page.fill_marked(text, {"gpu": page.tables(page.newest())})
+    assert text == page.fill_marked(text, {"gpu": page.tables(page.found())})
+
+
+def test_the_newest_run_that_came_to_an_end_counts(tmp_path):
+    def write(commit, *records):
+        git = {"git": {"commit": commit, "dirty": False}}
+        environment = {"date": commit, "machine": {"device": "cpu"}, "versions": {}}
+        lines = [{"step": "environment", "result": environment | git}, *records]
+        (path := tmp_path / commit).write_text("".join(json.dumps(line) + "\n" for line in lines))
+        return path
+
+    old = write(
+        "1" * 10,
+        {"step": "method a", "result": 1},
+        {"step": "method b", "result": 1},
+        {"step": "compiled c", "result": {"rows": {"dense": {"ms": 1}, "half": {"ms": 1}}}},
+    )
+    new = write(
+        "2" * 10,
+        {"step": "method a", "result": 2},
+        {"step": "method b", "error": "broken"},
+        {"step": "compiled c", "result": {"rows": {"dense": {"ms": 2}}}},
+    )
+    records = page.merged([old, new])
+    assert records["method a"]["result"] == 2
+    assert (records["method b"]["result"], records["method b"]["commit"]) == (1, "1" * 7)
+    rows = records["compiled c"]["result"]["rows"]
+    assert rows == {"dense": {"ms": 2, "commit": "2" * 7}, "half": {"ms": 1, "commit": "1" * 7}}
+    assert page._failed([old, new]) == "- method b: broken (`2222222`)"
+
+
+def test_targets_are_held_against_what_was_measured():
+    def rows(**ms):
+        return {"result": {"rows": {name.replace("_", ", "): {"ms": value} for name, value in ms.items()}}}
+
+    step = "compiled segmenter-l-640, batch 8, default"
+    records = {step: {"result": {"rows": {"grid, bold": {"speedup": 1.7, "commit": "a"}}}}}
+    records["model vit-l-518, batch 1"] = rows(dense=10.0, adaptive_half=12.5, adaptive_careful=20.0)
+    lines = targets.reached(records)
+    assert [line[3] for line in lines if "compiled, batch 8" in line[0]] == ["yes"]
+    (eager,) = (line for line in lines if "never slower" in line[0])
+    assert eager[2:4] == ["vit-l-518 0.80x", "**no**"]
+
+
+def test_a_replay_that_takes_longer_than_its_call_gives_no_speed():
+    assert targets.trusted({"ms": 8.8, "graph_ms": 18.6}) is None
+    assert targets.trusted({"ms": 8.8, "graph_ms": 4.0}) == 4.0
+
+
+def test_a_family_that_refuses_clusters_is_no_error():
+    found = parity.check_family("sam", CPU)
+    forms = {name.rpartition(" ")[2]: outcome for name, outcome in found.items()}
+    assert forms["dense"]["holds"]
+    assert forms["grid"]["holds"]
+    assert page.is_not_offered(forms["adaptive"])
+    text = page._parity({"parity sam": {"result": found, "commit": ""}})
+    assert "clusters=" not in text

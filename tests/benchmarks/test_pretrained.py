@@ -9,11 +9,12 @@ from transformers import Dinov2Config, Dinov2Model, ViTImageProcessor
 from benchmarks.pretrained.__main__ import main, with_others
 from benchmarks.pretrained.fronts import error_at
 from benchmarks.pretrained.measure import relative_error
-from benchmarks.pretrained.page import TITLES, against_table, aims, aims_table, among, methods_of
+from benchmarks.pretrained.page import TITLES, against_table, aims, aims_table, among, error_table, methods_of
 from benchmarks.pretrained.schedules import counts_of, grid_for, merged_counts, merged_for, share_of, steps_for
 from benchmarks.pretrained.subject import PHOTOGRAPHS, WHEEL_NAME, photographs
 from hf_tokaccel.checks import UserError
 from hf_tokaccel.measure.flops import gflops_of_shape
+from hf_tokaccel.results.files import write_json
 from hf_tokaccel.rivals.merging import merge_in_layers
 from hf_tokaccel.tuning.encoder import describe_encoder
 
@@ -126,14 +127,26 @@ def test_says_which_aims_are_missed_and_where_a_rival_wins():
     result = {"checkpoint": WHEEL_NAME, "photographs": ["astronaut", "coins"], "rows": rows}
     assert "| adaptive, one step | 0.0250, missed | 0.0250, missed | 0.0250, met | - |" in aims_table(result)
     assert "| adaptive, one step | token merging | **1.25** |" in against_table(result, "time")
+    better = result | {"rows": [*rows[:2], made_up("adaptive, one step", [0.015, 0.015])]}
+    assert "| token merging | 0.75 | 0.75 | 0.75 | **0.75** | **0.75** | - | - |" in against_table(better, "time")
     assert "| adaptive, one step | the best of lower resolution and released | 0.05 |" in against_table(result, "time")
     assert "0.0400, missed" in aims_table(among(result, ["astronaut"]))
     assert aims(result | {"checkpoint": "another"}) == []
 
 
+def test_the_limit_is_shown_but_never_the_best():
+    limit = made_up("exact agglomeration, five steps", [0.01, 0.01])
+    del limit["cheapness"]["time"]
+    result = {"rows": [limit, made_up("adaptive, one step", [0.02, 0.02])]}
+    assert "| exact agglomeration, five steps | 0.01 (0.01) |" in error_table(result, "gflops", "features")
+    assert "| adaptive, one step | **0.02** (0.02) |" in error_table(result, "gflops", "features")
+    assert "exact" not in error_table(result, "time", "features")
+
+
 def test_keeps_rows_of_other_methods_of_the_same_images(tmp_path):
-    same = {"checkpoint": "x", "size": (28, 28), "photographs": ("coins",), "gflops": 1.0}
-    before = json.loads(json.dumps(same | {"rows": [made_up("adaptive, one step", [1.0])]}))
+    same = {"checkpoint": "x", "size": (28, 28), "photographs": ("coins",), "gflops": 1 / 3}
+    write_json(tmp_path / "before.json", same | {"rows": [made_up("adaptive, one step", [1.0])]})
+    before = json.loads((tmp_path / "before.json").read_text())
     new = made_up("lower resolution", [1.0]) | {"of": "lower_resolution"}
     kept = with_others(same | {"rows": [new]}, before, tmp_path)
     assert methods_of(kept) == ["lower resolution", "adaptive, one step"]

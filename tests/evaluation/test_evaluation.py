@@ -2,6 +2,7 @@
 
 import json
 import math
+from types import SimpleNamespace
 
 import evaluate
 import numpy as np
@@ -49,7 +50,7 @@ from hf_tokaccel.evaluation.depth.pictures import draw_photographs, draw_scenes,
 from hf_tokaccel.evaluation.depth.task import DepthTask, choose_alignment
 from hf_tokaccel.evaluation.pictures import Panel, cluster_borders
 from hf_tokaccel.images import input_size, open_photographs, patch_size
-from hf_tokaccel.measure import speed
+from hf_tokaccel.measure import environment, speed
 from hf_tokaccel.measure.compilation import compile_model
 from hf_tokaccel.measure.progress import progress_bar
 from hf_tokaccel.rivals.build import Subject, resized, steps_at
@@ -640,6 +641,29 @@ def test_environment_says_what_a_result_depends_on():
     assert environment["versions"]["torch"] == torch.__version__
     assert environment["machine"]["cores"] >= 1
     json.dumps(environment)
+
+
+def test_of_a_gpu_driver_clocks_and_flags_are_said(monkeypatch):
+    asked = []
+    answer = "580.159.04, P0, 1980 MHz, 3201 MHz, 1980 MHz, 3201 MHz, 700.00 W, 38\n"
+
+    def smi(command, **options):
+        asked.extend(command)
+        return SimpleNamespace(stdout=answer)
+
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(uuid="1-2"))
+    monkeypatch.setattr(environment.subprocess, "run", smi)
+    found = environment.describe_gpu(torch.device("cuda"))
+    assert "--id=GPU-1-2" in asked
+    assert (found["nvidia-smi"]["driver_version"], found["nvidia-smi"]["temperature.gpu"]) == ("580.159.04", "38")
+    assert found["flags"]["matmul.allow_tf32"] is torch.backends.cuda.matmul.allow_tf32
+    json.dumps(found)
+
+    def missing(*_, **__):
+        raise FileNotFoundError("nvidia-smi")
+
+    monkeypatch.setattr(environment.subprocess, "run", missing)
+    assert environment.describe_gpu(torch.device("cuda"))["nvidia-smi"] is None
 
 
 def test_cluster_borders():

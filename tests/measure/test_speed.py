@@ -1,5 +1,8 @@
 """The timer's turns, by a clock that the test turns."""
 
+import pytest
+import torch
+
 from hf_tokaccel.measure import speed
 
 
@@ -18,3 +21,27 @@ def test_quick_functions_are_called_several_times_in_a_turn():
     )
     assert times == [[0.25, 0.25], [2.0, 2.0]]
     assert calls == ["quick", "slow", *(2 * [*(4 * ["quick"]), "slow"])]
+
+
+def test_calls_in_a_row_are_waited_for_once(monkeypatch):
+    now, waited = [0.0], []
+    monkeypatch.setattr(speed.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(speed, "_synchronize", lambda device: waited.append(now[0]))
+
+    def call():
+        now[0] += 0.5
+
+    assert speed.seconds_in_a_row(call, 4, torch.device("xpu")) == 0.5
+    assert waited == [0.0, 2.0]
+
+
+def test_warming_up_lasts_as_long_as_it_should(monkeypatch):
+    now, calls = [0.0], []
+    monkeypatch.setattr(speed.time, "perf_counter", lambda: now[0])
+
+    def call():
+        now[0] += 0.2
+        calls.append(now[0])
+
+    speed.warm_up([call, call], torch.device("cpu"), 0.5)
+    assert calls == pytest.approx([0.2, 0.4, 0.6, 0.8])
