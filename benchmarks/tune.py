@@ -58,6 +58,8 @@ def compare(task: str, images: int, limit: int, batch_size: int, seed: int, cons
     total = gflops_of_shape(accelerate(dense, None), size)
     groups: dict[str, list[TokenClusteringConfig]] = {}
     for setting in default_settings(dense, size, loaded.task):
+        if setting.adaptive:  # They are recommended, not picked by hand.
+            continue
         groups.setdefault(group_name(setting), []).append(setting)
     pixel_values, subject = training_images(loaded, images, size), Subject(dense, size)
     rows, variants, notes = [], [], []

@@ -23,12 +23,14 @@ from hf_tokaccel.evaluation.script import Loaded
 from hf_tokaccel.evaluation.showing import TASKS, View, load_shown, make_views, open_sample, settings_for
 from hf_tokaccel.measure.speed import time_interleaved
 from hf_tokaccel.measure.variant import Variant
+from hf_tokaccel.tuning.recommended import AdaptiveRecipe, recipe_for
 
 if TYPE_CHECKING:
     import gradio as gr
 
 ROUNDS = 5
 PARTS = ("dense", "accelerated", "difference", "clusters", "mean colours")
+KINDS = ("adaptive", "grid")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 HEADINGS = ["", "ms per image", "speed", "GFLOPs", "of dense"]
 
@@ -44,18 +46,48 @@ def scene_for(name: str) -> dict:
 
 
 def first_setting(name: str) -> tuple[TokenClusteringConfig, int, int]:
-    """The boldest default setting of a model, its number of blocks, and the tokens of a side."""
+    """The boldest default setting on a grid of a model, its number of blocks, and the tokens of a side."""
     loaded = model_of(name)
     sample = scene_for(name)
-    setting = settings_for(loaded, sample)[-1]
+    setting = [setting for setting in settings_for(loaded, sample) if not setting.adaptive][-1]
     _, (view,) = make_views(loaded, sample, [setting])
     config = getattr(loaded.dense.config, "backbone_config", None) or loaded.dense.config
     blocks = sum(config.depths) if hasattr(config, "depths") else config.num_hidden_layers
     return setting, blocks, min(view.panel.labels.shape)
 
 
+def takes_regions(name: str) -> bool:
+    """Whether a model takes adaptive clusters."""
+    return isinstance(recipe_for(model_of(name).dense.config), AdaptiveRecipe)
+
+
+def chosen_setting(
+    kind: str, after: int, share: float, side: int, expansion: str, iterations: int, window: int
+) -> TokenClusteringConfig:
+    """What the controls say: of one kind of clusters those of the other do nothing.
+
+    Raises:
+        ValueError: A value that is not allowed, or an unknown kind.
+    """
+    if kind not in KINDS:
+        raise ValueError(f"kind={kind!r} is not valid: it must be one of {list(KINDS)}, for example {KINDS[0]!r}.")
+    if kind == "adaptive":
+        return TokenClusteringConfig(cluster_after=after, clusters=float(share), expansion=expansion)
+    return TokenClusteringConfig(
+        cluster_after=after, cluster_grid=side, expansion=expansion, iterations=iterations, window=window
+    )
+
+
 def compare(
-    name: str, image: np.ndarray | None, after: int, side: int, expansion: str, iterations: int, window: int
+    name: str,
+    image: np.ndarray | None,
+    after: int,
+    side: int,
+    expansion: str,
+    iterations: int,
+    window: int,
+    kind: str = "grid",
+    share: float = 0.5,
 ) -> tuple:
     """What the page shows for one setting.
 
@@ -67,6 +99,8 @@ def compare(
         expansion: How full resolution is rebuilt.
         iterations: Of clustering; 0 is plain pooling.
         window: Side of the square of candidates, odd.
+        kind: "adaptive" for regions of free shape, "grid" for the paper's clusters.
+        share: Of the tokens, that adaptive clusters leave.
 
     Returns:
         A picture of each of `PARTS`, uint8 (h, w, 3); the rows below `HEADINGS`; and a sentence.
@@ -77,9 +111,7 @@ def compare(
     if image is None:
         raise ValueError("image None cannot be read: give one, for example drop a file on the page")
     loaded = model_of(name)
-    setting = TokenClusteringConfig(
-        cluster_after=after, cluster_grid=side, expansion=expansion, iterations=iterations, window=window
-    )
+    setting = chosen_setting(kind, after, share, side, expansion, iterations, window)
     sample = {"image": image, "name": "image"}
     with torch.inference_mode():
         dense, (view,) = make_views(loaded, sample, [setting])
@@ -130,12 +162,13 @@ def build_page(models: list[str]) -> gr.Blocks:
     import gradio as gr
 
     def adapt(name: str) -> tuple:
-        """Image and sliders that suit a model."""
+        """Image and controls that suit a model."""
         setting, blocks, tokens = first_setting(name)
         return (
             scene_for(name)["image"],
             gr.Slider(maximum=blocks - 1, value=setting.cluster_after),
             gr.Slider(maximum=tokens, value=setting.cluster_grid[0]),
+            gr.Radio(KINDS if takes_regions(name) else KINDS[1:], value=KINDS[0 if takes_regions(name) else 1]),
         )
 
     setting, blocks, tokens = first_setting(models[0])
@@ -151,20 +184,23 @@ def build_page(models: list[str]) -> gr.Blocks:
                 image = gr.Image(scene_for(models[0])["image"], label="image", height=240)
             with gr.Column(scale=1, min_width=260):
                 after = gr.Slider(0, blocks - 1, setting.cluster_after, step=1, label="cluster_after: blocks before")
-                side = gr.Slider(1, tokens, setting.cluster_grid[0], step=1, label="cluster_grid: clusters per side")
-                expansion = gr.Radio(["soft", "nearest", "delta"], value=setting.expansion, label="expansion")
+                kinds = KINDS if takes_regions(models[0]) else KINDS[1:]
+                kind = gr.Radio(kinds, value=kinds[0], label="clusters: of free shape, or on a grid")
+                share = gr.Slider(0.05, 1, 0.5, step=0.05, label="adaptive: share of the tokens")
+                side = gr.Slider(1, tokens, setting.cluster_grid[0], step=1, label="grid: clusters per side")
+                expansion = gr.Radio(["delta", "nearest", "soft"], value="delta", label="expansion (soft: grid only)")
             with gr.Column(scale=1, min_width=260):
-                iterations = gr.Slider(0, 10, 5, step=1, label="iterations (0: plain pooling)")
-                window = gr.Slider(3, 9, 5, step=2, label="window: candidates per side")
+                iterations = gr.Slider(0, 10, 5, step=1, label="grid: iterations (0: plain pooling)")
+                window = gr.Slider(3, 9, 5, step=2, label="grid: window, candidates per side")
                 run = gr.Button("Run", variant="primary")
         with gr.Row():
             table = gr.Dataframe(headers=HEADINGS, label="cost of one image", interactive=False)
         said = gr.Markdown()
         with gr.Row():
             parts = [gr.Image(label=part, height=250, interactive=False, min_width=160) for part in PARTS]
-        inputs = [model, image, after, side, expansion, iterations, window]
+        inputs = [model, image, after, side, expansion, iterations, window, kind, share]
         run.click(told_on_the_page(compare), inputs, [*parts, table, said])
-        model.change(told_on_the_page(adapt), model, [image, after, side])
+        model.change(told_on_the_page(adapt), model, [image, after, side, kind])
     return page
 
 

@@ -11,12 +11,12 @@ from .lazy import lazy_names as _lazy_names
 from .version import __version__
 
 if TYPE_CHECKING:
-    from .auto import accelerate, accelerate_config
     from .hosts.convert import to_native, to_native_config
     from .hosts.track import observe_clusters
     from .registry import FAMILIES, support_table
     from .settings.clustering import TokenClusteringConfig
     from .settings.semantic import SemanticTokenConfig
+    from .tuning.accelerating import accelerate, accelerate_config
     from .tuning.api import tune
     from .tuning.encoder import for_speedup
     from .tuning.recommended import recommended
@@ -28,8 +28,8 @@ __getattr__, __dir__ = _lazy_names(
         "FAMILIES": ".registry",
         "SemanticTokenConfig": ".settings.semantic",
         "TokenClusteringConfig": ".settings.clustering",
-        "accelerate": ".auto",
-        "accelerate_config": ".auto",
+        "accelerate": ".tuning.accelerating",
+        "accelerate_config": ".tuning.accelerating",
         "for_speedup": ".tuning.encoder",
         "observe_clusters": ".hosts.track",
         "recommended": ".tuning.recommended",

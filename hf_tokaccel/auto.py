@@ -21,8 +21,8 @@ def accelerate_config(
     Args:
         config: of a supported model type, native or accelerated, or of a head whose `backbone_config` is one.
         accel: the setting; None switches acceleration off.
-        image_size: side or (height, width) in pixels that the model will run at, checked against the setting. By
-            default the configuration's own, where the model accepts no other.
+        image_size: side or (height, width) in pixels that the model will run at, checked against the setting; by
+            default the configuration's own.
 
     Raises:
         ValueError: when the type is not supported or the setting does not fit.

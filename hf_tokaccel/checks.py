@@ -14,6 +14,8 @@ NORMALIZATIONS = ("l2", "l1")
 # Whole numbers beyond it wrap, or their doubles do, in the arithmetic of tensors: NaN without a word.
 LARGEST = 2**31 - 1
 COLDEST = 1e20  # inverse temperature; times squared distances it must stay within float32
+# Not formatted where it is needed: Dynamo does not trace that with sizes of its own.
+_TEMPERATURES = f"'auto' or a number above 0, {COLDEST:g} at most"
 
 
 class UserError(ValueError):
@@ -98,7 +100,7 @@ def check_iterations(value: Any) -> None:
 def check_inverse_temperature(value: Any) -> None:
     """Raises ValueError unless it is a factor or `"auto"`."""
     valid = (is_number(value) and 0 < value <= COLDEST) or (isinstance(value, str) and value == "auto")
-    allowed = f"'auto' or a number above 0, {COLDEST:g} at most"
+    allowed = _TEMPERATURES
     require(valid, "inverse_temperature", value, allowed, "auto")
 
 

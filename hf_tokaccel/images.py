@@ -149,6 +149,17 @@ def default_size(config: Any, processor: Any, option: str = "--size") -> tuple[i
     raise UserError(f"a {config.model_type!r} model without image processor says no image size: give {option} 384")
 
 
+def made_size(processor: Any) -> tuple[int, int] | None:
+    """(height, width) of every image that a processor makes; None where they differ, or nothing says it."""
+    processor = getattr(processor, "image_processor", processor)
+    crops = getattr(processor, "do_center_crop", False)
+    if not crops and getattr(processor, "keep_aspect_ratio", False):
+        return None
+    size = getattr(processor, "crop_size" if crops else "size", None) or {}
+    sides = [size.get(name) for name in ("height", "width")]
+    return tuple(sides) if all(sides) else None
+
+
 def parse_size(text: str | None) -> tuple[int, int] | None:
     """Sides from `"480x640"` or `"384"`.
 

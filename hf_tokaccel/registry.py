@@ -1,11 +1,13 @@
 """The table of supported families, from which Auto classes, conversions, `accelerate` and the docs follow."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from torch import nn
 from transformers import AutoBackbone, AutoConfig, AutoImageProcessor, PreTrainedConfig, PreTrainedModel
 from transformers.backbone_utils import BackboneMixin
+from transformers.utils import logging
 
 from .checks import UserError
 from .discovery import PREFIX, FoundByName, import_family_of
@@ -35,6 +37,31 @@ class Family:
     @property
     def name(self) -> str:
         return self.native_config.model_type
+
+    @property
+    def adaptive(self) -> bool | None:
+        """Whether a model of the family takes adaptive clusters, as its configuration is by default.
+
+        None where that depends on the backbone, and the default one cannot be accelerated.
+        """
+        with _quiet():
+            config = self.config()
+        try:
+            host = config.accel_host()
+        except UserError:
+            return None
+        return (accelerated_class(type(host)) or type(host)).accel_adaptive(host)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """What Transformers has to say of default configurations, which are not the user's, is left out."""
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
 
 
 # By the host's model type.
@@ -155,8 +182,9 @@ def unsupported(what: str) -> UserError:
 
 def support_table() -> str:
     """The supported families as a Markdown table; README and docs show it as printed here."""
-    lines = ["| model type | classes | notes |", "| --- | --- | --- |"]
+    said = {True: "yes", False: "no", None: "as its backbone"}
+    lines = ["| model type | classes | adaptive clusters | notes |", "| --- | --- | --- | --- |"]
     for name, family in sorted(FAMILIES.items()):
         classes = ", ".join(f"`{cls.__name__}`" for cls in family.models)
-        lines.append(f"| `{name}` | {classes} | {family.note} |")
+        lines.append(f"| `{name}` | {classes} | {said[family.adaptive]} | {family.note} |")
     return "\n".join(lines)

@@ -5,7 +5,10 @@ one family uses, of the modeling module of its own host, stays with that family.
 Transformers is being imported, so all imports here are late.
 """
 
-from collections.abc import MutableMapping
+import importlib
+import threading
+from collections.abc import Iterator, MutableMapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from .lazy import lazy_names
@@ -109,3 +112,22 @@ def can_set_attention(model: Any, implementation: str) -> bool:
 def is_initialized(config: Any) -> bool:
     """Whether the `__post_init__` of Transformers has run on a configuration, after that of the host's class."""
     return "_name_or_path" in vars(config)
+
+
+_uncached = threading.RLock()
+
+
+@contextmanager
+def uncached() -> Iterator[None]:
+    """Inside, functions of Transformers that keep the tensors of their last calls neither use nor keep any.
+
+    Fake ones, or those of an inference mode, would be met by models that run later.
+    """
+    module = importlib.import_module("transformers.pytorch_utils")
+    with _uncached:
+        before = module.is_torchdynamo_compiling
+        module.is_torchdynamo_compiling = lambda: True
+        try:
+            yield
+        finally:
+            module.is_torchdynamo_compiling = before

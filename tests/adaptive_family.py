@@ -87,7 +87,7 @@ class Adaptive:
         bad = {"cluster_after": 1, "clusters": tokens + 1}
         message = rf"clusters={tokens + 1} .*at most as many clusters as tokens \({tokens}\).*for example clusters=0.5"
         with pytest.raises(ValueError, match=message):
-            self.run(ta.accelerate(model, bad), self.images())
+            self.run(ta.accelerate(model, bad, self.large), self.images())
         with pytest.raises(ValueError, match=message):
             ta.accelerate(model, bad, image_size=self.image_size)
         assert not any(map(is_accelerated, model.modules()))

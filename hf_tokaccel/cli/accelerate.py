@@ -20,8 +20,15 @@ if TYPE_CHECKING:
 def accelerate(
     model: Annotated[str, typer.Argument(help="Hub id, folder, or depth, segmentation, panoptic for ours.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write.")],
-    cluster_after: Annotated[int | None, typer.Option(help="Full-resolution blocks before clustering.")] = None,
+    cluster_after: Annotated[
+        str | None,
+        typer.Option(help="Full-resolution blocks before clustering; of adaptive clusters also several, as 1/3/5."),
+    ] = None,
     cluster_grid: Annotated[str | None, typer.Option(help="Clusters as HxW, or one side of a square.")] = None,
+    clusters: Annotated[
+        str | None,
+        typer.Option(help="Adaptive clusters in place of a grid: share of the tokens or count, 0.5 or 0.8/0.6/0.5."),
+    ] = None,
     accel: Annotated[
         str | None,
         typer.Option(
@@ -42,12 +49,13 @@ def accelerate(
 ) -> None:
     """Give a checkpoint a setting, and write weights, config, processor and card to a folder.
 
-    The weights stay as they are. Without a setting it is the recommended one that makes the encoder 1.5 times as fast
-    in FLOPs; `hf_tokaccel tune` finds a setting for your images.
+    The weights stay as they are. Without a setting it is the recommended one for 1.5 times fewer FLOPs of the whole
+    model; `hf_tokaccel tune` finds a setting for your images.
 
     \b
     hf_tokaccel accelerate Intel/dpt-large --out dpt-large-tokaccel
     hf_tokaccel accelerate Intel/dpt-large --out fast --accel recommended:2
+    hf_tokaccel accelerate Intel/dpt-large --out fast --cluster-after 2 --clusters 0.5
     hf_tokaccel accelerate Intel/dpt-large --out fast --cluster-after 12 --cluster-grid 16x16
     hf_tokaccel accelerate facebook/sam-vit-huge --out fast --accel cluster_after=6,cluster_grid=9x9,iterations=5
     """
@@ -60,7 +68,7 @@ def accelerate(
     from ..tuning.recommended import SPEEDUP, Recommended
 
     check_output_folder(out, overwrite)
-    setting = read_setting(accel, cluster_after, cluster_grid)
+    setting = read_setting(accel, cluster_after, cluster_grid, clusters)
     size = None if image_size is None else read_size(image_size, "--image-size")
     checkpoint = load_checkpoint(model, auto_class=auto_class, dtype=dtype)
     chosen = setting is not None
@@ -78,8 +86,8 @@ def accelerate(
     if as_json:
         print_json({"folder": str(out), "class": type(fast).__name__, "accel": stored, "chosen": chosen})
         return
-    text = f"cluster_after={stored['cluster_after']}, cluster_grid={tuple(stored['cluster_grid'])}"
-    console.print(f"Wrote {out}: {type(fast).__name__}, {text}, expansion={stored['expansion']}.", markup=False)
+    text = described(stored)
+    console.print(f"Wrote {out}: {type(fast).__name__}, {text}.", markup=False, soft_wrap=True)
     if not chosen:
         console.print(f"note: no setting was given, so it is that recommended for {SPEEDUP} times the speed in FLOPs.")
     if checkpoint.processor is None:
@@ -87,7 +95,21 @@ def accelerate(
     console.print(f"Next: hf_tokaccel evaluate {out} measures it and fills its card.", markup=False)
 
 
-def read_setting(accel: str | None, cluster_after: int | None, cluster_grid: str | None) -> Any | None:
+def described(accel: dict[str, Any]) -> str:
+    """A stored setting in words: its clusters, blocks and expansion."""
+    from ..settings.clustering import TokenClusteringConfig
+    from ..settings.naming import group_name
+
+    if accel["method"] != TokenClusteringConfig.method:
+        return accel["method"]
+    setting = TokenClusteringConfig.from_dict(accel)
+    kind = "adaptive" if setting.adaptive else "grid"
+    return f"{kind} clusters {group_name(setting)} blocks, expansion={setting.expansion}"
+
+
+def read_setting(
+    accel: str | None, cluster_after: str | None, cluster_grid: str | None, clusters: str | None = None
+) -> Any | None:
     """The setting that the options name, a `Recommended` among them; None where they name none.
 
     Raises:
@@ -96,19 +118,36 @@ def read_setting(accel: str | None, cluster_after: int | None, cluster_grid: str
     from ..settings.clustering import TokenClusteringConfig
     from ..tuning.text import parse_accel
 
+    given = {"cluster_after": cluster_after, "cluster_grid": cluster_grid, "clusters": clusters}
+    given = {name: text for name, text in given.items() if text is not None}
     if accel is not None:
-        if cluster_after is not None or cluster_grid is not None:
-            raise UserError("--accel is a whole setting: leave out --cluster-after and --cluster-grid")
+        if given:
+            raise UserError("--accel is a whole setting: leave out --cluster-after, --cluster-grid and --clusters")
         path = Path(accel)
         return parse_accel(path.read_text(encoding="utf-8") if path.suffix == ".json" else accel)
-    if (cluster_after is None) != (cluster_grid is None):
-        raise UserError(
-            "--cluster-after and --cluster-grid go together, for example --cluster-after 6 --cluster-grid 16x16; give "
-            "both, or neither for the default"
-        )
-    if cluster_after is None:
+    if not given:
         return None
-    return TokenClusteringConfig(cluster_after=cluster_after, cluster_grid=read_size(cluster_grid, "--cluster-grid"))
+    if len(given) != 2 or "cluster_after" not in given:
+        raise UserError(
+            "--cluster-after and one of --cluster-grid and --clusters go together, for example --cluster-after 2 "
+            "--clusters 0.5 or --cluster-after 6 --cluster-grid 16x16; give two, or none for the default"
+        )
+    if cluster_grid is not None:
+        size = read_size(cluster_grid, "--cluster-grid")
+        return TokenClusteringConfig(cluster_after=_numbers(cluster_after, "--cluster-after"), cluster_grid=size)
+    return TokenClusteringConfig(
+        cluster_after=_numbers(cluster_after, "--cluster-after"), clusters=_numbers(clusters, "--clusters")
+    )
+
+
+def _numbers(text: str, option: str) -> Any:
+    """A number, or several with a slash between."""
+    example = "2 or 1/3/5" if option == "--cluster-after" else "0.5 or 0.8/0.6/0.5"
+    try:
+        found = [int(part) if part.isascii() and part.isdigit() else float(part) for part in text.split("/")]
+    except ValueError:
+        raise UserError(f"{option} {brief(text)} must be a number or several, for example {example}") from None
+    return tuple(found) if len(found) > 1 else found[0]
 
 
 def read_size(text: str, option: str) -> tuple[int, int]:

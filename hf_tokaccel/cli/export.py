@@ -47,6 +47,7 @@ def export(
     from ..auto import accelerate
     from ..bench.subject import load_subject
     from ..export import export_model
+    from ..settings.naming import group_name
     from ..tuning.text import parse_accel, resolve_accels
 
     subject = load_subject(model, size, "cpu", None, batch_size)
@@ -66,7 +67,7 @@ def export(
         print_json({**dataclasses.asdict(exported), "accel": stored})
         return
     shapes = ", ".join(f"{name} {'x'.join(map(str, shape))}" for name, shape in exported.outputs.items())
-    kind = "dense" if setting is None else f"clusters {'x'.join(map(str, setting.cluster_grid))}"
+    kind = "dense" if setting is None else f"clusters {group_name(setting)}"
     console.print(
         f"Wrote {exported.path}: {kind}, pixel_values {'x'.join(map(str, exported.inputs))} to {shapes}.", markup=False
     )

@@ -43,6 +43,7 @@ def models(
                     "model_type": name,
                     "accelerated_type": family.config.model_type,
                     "classes": [cls.__name__ for cls in family.models],
+                    "adaptive": family.adaptive,
                     "note": family.note,
                 }
                 for name, family in found.items()
@@ -52,8 +53,13 @@ def models(
     table = Table(title=f"{len(found)} model types", title_justify="left")
     for heading in ("model type", "classes"):
         table.add_column(heading, no_wrap=True)
+    table.add_column("adaptive", no_wrap=True)
     table.add_column("notes", overflow="fold")
     for name, family in found.items():
-        table.add_row(name, "\n".join(cls.__name__.removeprefix("TokAccel") for cls in family.models), family.note)
+        classes = "\n".join(cls.__name__.removeprefix("TokAccel") for cls in family.models)
+        table.add_row(name, classes, {True: "yes", False: "", None: "backbone"}[family.adaptive], family.note)
     console.print(table)
+    console.print(
+        "adaptive: takes `clusters`, of free shape (`backbone`: where that does); the others a `cluster_grid` alone."
+    )
     console.print("Every model whose backbone_config is one of these with a Backbone class can be accelerated too.")

@@ -41,4 +41,7 @@ def presets(
         for line in lines:
             table.add_row(*line)
         console.print(table)
-        console.print("And for any model: --accel recommended:1.5, the setting that did best so far at that speed.")
+        console.print(
+            "And for any model: --accel recommended:1.5, what did best so far at that ratio of FLOPs: adaptive "
+            "clusters where the model takes them (`hf_tokaccel models`), else a grid."
+        )

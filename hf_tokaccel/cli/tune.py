@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ..checks import UserError
 from .frame import AsJson, app, console, errors, print_json, user_errors
+
+if TYPE_CHECKING:
+    from ..settings.clustering import TokenClusteringConfig
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 
@@ -66,7 +69,6 @@ def tune(
     from ..bench.subject import parse_device
     from ..checkpoint import load_checkpoint
     from ..images import as_images, default_size, parse_size
-    from ..settings.clustering import TokenClusteringConfig
     from ..tuning.api import tune as search
 
     target, sides = parse_device(device), parse_size(size)
@@ -105,14 +107,20 @@ def tune(
         print_json(result.to_dict())
         return
     console.print(result.to_table())
-    fields = result.accel.to_dict()
-    plain = TokenClusteringConfig(cluster_after=0, cluster_grid=1).to_dict()
-    names = [name for name in fields if name.startswith("cluster_") or fields[name] != plain[name]]
-    console.print(f"--accel {','.join(f'{name}={_said(fields[name])}' for name in names)}", markup=False)
+    console.print(f"--accel {accel_text(result.accel)}", markup=False, soft_wrap=True)
 
 
-def _said(value: object) -> str:
-    return "x".join(map(str, value)) if isinstance(value, list) else str(value).lower()
+def accel_text(setting: TokenClusteringConfig) -> str:
+    """A setting as `--accel` takes it, without what is the default."""
+    plain = type(setting)(cluster_after=0, **({"clusters": 1} if setting.adaptive else {"cluster_grid": 1})).to_dict()
+    fields = {name: value for name, value in setting.to_dict().items() if value is not None}
+    schedule = ("cluster_after", "cluster_grid", "clusters")
+    said = [name for name in fields if name in schedule or fields[name] != plain[name]]
+    return ",".join(f"{name}={_said(fields[name], 'x' if name == 'cluster_grid' else '/')}" for name in said)
+
+
+def _said(value: object, between: str) -> str:
+    return between.join(map(str, value)) if isinstance(value, (list, tuple)) else str(value).lower()
 
 
 def _files(folder: Path) -> list[Path]:

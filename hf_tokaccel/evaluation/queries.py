@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers import OneFormerProcessor
 
 from ..checks import UserError
-from ..hosts.track import observe_clusters
+from ..hosts.track import last_steps, observe_clusters
 from ..measure.variant import Variant, give_inputs
 from .pictures import Panel
 from .task import Task, add_label
@@ -85,7 +85,7 @@ class QueryTask(Task):
         item = self.encode(sample)
         with observe_clusters() as seen:
             self.run(accelerated.with_eager(), item["pixel_values"][None].to(accelerated.device))
-        labels = seen[0].image_labels()[:1].cpu()
+        labels = last_steps(seen)[0].image_labels()[:1].cpu()
         if not is_whole(item):
             labels = at_input_size(labels[None].double(), item, "nearest")[0].long()
         return Panel(sample["image"], *maps, labels[0], sample.get("label"))

@@ -165,7 +165,13 @@ def settings_for(
     if not settings:
         by_group = {group_name(s): s for s in default_settings(loaded.dense, size, loaded.task)}
         settings = list(by_group.values())
-    return [replace(s, cluster_after=n) for s in settings for n in after] if after else settings
+    return [start_after(s, n) for s in settings for n in after] if after else settings
+
+
+def start_after(setting: TokenClusteringConfig, blocks: int) -> TokenClusteringConfig:
+    """The same with clusters after another number of blocks; several steps are moved alike."""
+    moved = tuple(start + blocks - setting.starts[0] for start in setting.starts)
+    return replace(setting, cluster_after=moved if isinstance(setting.cluster_after, tuple) else blocks)
 
 
 def make_views(loaded: Loaded, sample: dict, settings: Sequence[TokenClusteringConfig]) -> tuple[Variant, list[View]]:

@@ -86,7 +86,7 @@ class Encoder:
             ValueError: when there are more clusters than tokens.
         """
         starts, (height, width) = setting.starts, self.blocks[setting.starts[0]].grid
-        until = setting.reconstruct_after or self.span_of(starts[0])[1]
+        until = min(setting.reconstruct_after or self.span_of(starts[0])[1], len(self.blocks))
         counts = setting.counts(height * width)
         shapes = [(1, count) for count in counts] if setting.adaptive else [setting.cluster_grid]
         found: list[Grid | None] = [None] * len(self.blocks)

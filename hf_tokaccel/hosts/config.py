@@ -186,6 +186,12 @@ class AcceleratedConfig(SettingConfig):
         return height // parts, width // parts
 
     @classmethod
+    def accel_steps(cls, host: PreTrainedConfig) -> Grid | None:
+        """(height, width) in pixels that images must be multiples of; None where any size is padded."""
+        parts = cls.accel_parts(host)
+        return tuple(parts * side for side in as_pair(host.patch_size))
+
+    @classmethod
     def accel_windowed(cls, host: PreTrainedConfig) -> Collection[int]:
         """Blocks whose attention stays within windows or parts."""
         return ()
@@ -260,6 +266,24 @@ class AcceleratedConfig(SettingConfig):
         allowed = "None or False with expansion='delta' for this model, whose decoder has no blocks"
         require(not without_effect, "decode_clusters", setting.decode_clusters, allowed, False)
         return setting
+
+
+def check_multiple(sides: Grid, steps: Grid, windows: int = 1) -> None:
+    """Raises ValueError where images (height, width) are no multiples of these steps.
+
+    Args:
+        sides: of the images.
+        steps: what they must be multiples of.
+        windows: how many of them a side has, which are in the steps, for the message.
+    """
+    if any(side < step or side % step for side, step in zip(sides, steps, strict=True)):
+        nearest = tuple(max(1, round(side / step)) * step for side, step in zip(sides, steps, strict=True))
+        parts = "" if windows == 1 else f"times {windows} windows, "
+        raise UserError(
+            f"image size {tuple(sides)} is not valid: while accelerated, height and width must be multiples of the "
+            f"patch size {parts}{steps}, for example {nearest}; or switch acceleration off with "
+            "accelerate(model, None)."
+        )
 
 
 def family_of(host: PreTrainedConfig) -> type[AcceleratedConfig]:

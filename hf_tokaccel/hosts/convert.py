@@ -11,7 +11,7 @@ from ..checks import UserError, as_pair
 from ..registry import FAMILIES, accelerated_class, is_accelerated, native_class, unsupported
 from ..settings.clustering import TokenClusteringConfig
 from ..upstream import copy_attention
-from .config import AcceleratedConfig, SettingConfig, family_of
+from .config import AcceleratedConfig, SettingConfig, check_multiple, family_of
 from .graft import pair_configs, transplant
 
 
@@ -151,10 +151,21 @@ def clustering_model(
 def _check_image_size(
     config: AcceleratedConfig, setting: TokenClusteringConfig, image_size: int | tuple[int, int] | None
 ) -> None:
+    """At the size that the configuration says, where none is given."""
     host = config.accel_host()
+    family, given = family_of(host), image_size is not None
+    image_size = image_size if given else getattr(host, "image_size", None)
     if image_size is None:
-        if not config.accel_fixed_image_size:
-            return
-        image_size = host.image_size
-    family = family_of(host)
-    setting.check_grid(family.accel_grid(host, as_pair(image_size)), family.accel_unit)
+        return
+    size, steps = as_pair(image_size), family.accel_steps(host)
+    if given and steps is not None:
+        check_multiple(size, steps, family.accel_parts(host))
+    try:
+        setting.check_grid(family.accel_grid(host, size), family.accel_unit)
+    except UserError as error:
+        if given or config.accel_fixed_image_size:
+            raise
+        raise UserError(
+            f"{error} That is at the image size of the configuration, {image_size}: give the one that the model runs "
+            "at, for example accelerate(model, accel, image_size=768)."
+        ) from None

@@ -16,6 +16,7 @@ from collections.abc import Callable, Collection
 from typing import Any
 
 import torch
+import torch._dynamo.config
 from torch import nn
 from transformers.modeling_outputs import BaseModelOutput
 
@@ -25,7 +26,7 @@ from ..registry import accelerated_class, unsupported
 from ..settings.clustering import TokenClusteringConfig
 from ..upstream import capture_outputs
 from .change import change
-from .config import AcceleratedConfig, SettingModel
+from .config import AcceleratedConfig, SettingModel, check_multiple
 from .convert import to_native
 from .graft import transplant
 from .layout import SliceLayout, TokenLayout
@@ -185,14 +186,7 @@ def image_grid(model: nn.Module, pixel_values: torch.Tensor, windows: int = 1) -
         ValueError: when a side is not a multiple of the patch, or cannot be divided into these parts.
     """
     sides, steps = pixel_values.shape[-2:], tuple(windows * step for step in model.accel_patch_size())
-    if any(side % step for side, step in zip(sides, steps, strict=True)):
-        nearest = tuple(max(1, round(side / step)) * step for side, step in zip(sides, steps, strict=True))
-        parts = "" if windows == 1 else f"times {windows} windows, "
-        raise UserError(
-            f"image size {tuple(sides)} is not valid: while accelerated, height and width must be multiples of the "
-            f"patch size {parts}{steps}, for example {nearest}; or switch acceleration off with "
-            "accelerate(model, None)."
-        )
+    check_multiple(sides, steps, windows)
     # Constants even where torch.compile made the image size symbolic: each size gets a graph of its own.
     return tuple(operator.index(side // step) for side, step in zip(sides, steps, strict=True))
 

@@ -38,6 +38,11 @@ class StagedConfig(AcceleratedConfig):
     def accel_window(host: PreTrainedConfig) -> int:
         return host.window_size
 
+    @classmethod
+    def accel_steps(cls, host: PreTrainedConfig) -> None:
+        """See `AcceleratedConfig`."""
+        return
+
     @staticmethod
     def accel_stage_windows(host: PreTrainedConfig) -> list[int]:
         """Side of the windows of each stage, in tokens."""

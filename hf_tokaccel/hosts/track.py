@@ -1,6 +1,6 @@
 """What one forward pass of an accelerated model carries along: clusters, plan and the features that somebody reads."""
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -50,6 +50,12 @@ class ClusterObservation:
         return self.layout.assemble(self.labels())
 
 
+def last_steps(seen: Sequence[ClusterObservation]) -> list[ClusterObservation]:
+    """Of the observations of whole forward passes those of the last step of each."""
+    steps = len(seen[0].clusters.accel.starts)
+    return list(seen[steps - 1 :: steps])
+
+
 _observations: ContextVar[list[ClusterObservation] | None] = ContextVar("tokaccel_observations", default=None)
 
 
@@ -57,7 +63,7 @@ _observations: ContextVar[list[ClusterObservation] | None] = ContextVar("tokacce
 def observe_clusters() -> Iterator[list[ClusterObservation]]:
     """Collects every clustering of the eager forward passes run inside, in this thread only.
 
-    Compiled and exported graphs are not observed.
+    Each step of a setting with several is one; `last_steps` picks. Compiled and exported graphs are not observed.
     """
     seen: list[ClusterObservation] = []
     token = _observations.set(seen)

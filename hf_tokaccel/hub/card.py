@@ -51,6 +51,11 @@ _STVIT = """@inproceedings{chang2023making,
   booktitle = {IEEE/CVF Conference on Computer Vision and Pattern Recognition},
   year = {2023}
 }"""
+_ADAPTIVE = (
+    "with adaptive token clustering: after some blocks the patch tokens that are alike become clusters of free shape, "
+    "the next blocks run on these, with attention that knows how many tokens each stands for, and all are rebuilt "
+    "wherever a head reads features. No weight was changed or retrained."
+)
 _METHODS = {
     "token_clustering": (
         "token-clustering",
@@ -124,6 +129,8 @@ def build_card(
     """
     accel = setting_of(config)
     method, what, citation = _METHODS[accel["method"]] if accel else ("", "", _EXPEDIT)
+    adaptive = bool(accel) and accel.get("clusters") is not None
+    what = _ADAPTIVE if adaptive else what
     auto_class = auto_class_of(config)
     rows = None if result is None else pick_rows(result, config)
     model_name = name.rstrip("/").rpartition("/")[2]
@@ -313,7 +320,10 @@ def _limits(accel: dict | None, result: Result | None, rows: list[Row] | None) -
             "are what costs."
         )
     if accel and accel["method"] == "token_clustering":
-        lines.append("Thin and small things lose first, since a cluster averages what lies near and looks alike.")
+        if accel.get("clusters") is None:
+            lines.append("Thin and small things lose first, since a cluster averages what lies near and looks alike.")
+        else:
+            lines.append("What the blocks on clusters would have told apart inside of a cluster is lost.")
         lines.append("Attention masks, and images whose sides are no multiple of the patch, are refused.")
     lines.append("What the base model is not fit for, this one is not fit for either; the same licence holds.")
     return lines

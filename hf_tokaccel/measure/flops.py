@@ -20,6 +20,8 @@ from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from ..upstream import uncached
+
 Formulas = Mapping[OpOverloadPacket, Callable[..., int]]
 
 
@@ -88,7 +90,7 @@ def count_gflops(function: Callable[[Tensor], object], pixel_values: Tensor) -> 
         function: Model or variant to call.
         pixel_values: One or more images (B, 3, h, w).
     """
-    with flop_counter() as counter:
+    with uncached(), flop_counter() as counter:
         function(pixel_values)
     return counter.get_total_flops() / len(pixel_values) / 1e9
 
@@ -125,7 +127,7 @@ def gflops_of_shape(
 def _counting(model: nn.Module, device: torch.device) -> Iterator[tuple[FlopCounterMode, dict[str, Tensor]]]:
     """A counter of what runs on the tensors that are given, of the shapes of the model's."""
     fake = FakeTensorMode(allow_non_fake_inputs=True)
-    with torch.inference_mode(), fake:
+    with torch.inference_mode(), fake, uncached():
         tensors = {
             name: torch.empty(tensor.shape, dtype=tensor.dtype, device=device)
             for name, tensor in itertools.chain(model.named_parameters(), model.named_buffers())

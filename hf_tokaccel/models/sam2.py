@@ -71,6 +71,11 @@ class TokAccelSam2HieraDetConfig(AcceleratedConfig, Sam2HieraDetConfig):
         return replace(setting, reconstruct_after=until or end)
 
     @classmethod
+    def accel_steps(cls, host: PreTrainedConfig) -> Grid:
+        """See `AcceleratedConfig`: position embeddings are those of a window of the first stage, repeated."""
+        return tuple(stride * host.window_size_per_stage[0] for stride in host.patch_stride)
+
+    @classmethod
     def accel_encoder(cls, host: PreTrainedConfig, image_size: Grid) -> Encoder:
         """See `AcceleratedConfig`; the block that pools its queries, the first of a stage, cannot run on clusters."""
         rows, columns = (side // step for side, step in zip(image_size, host.patch_stride, strict=True))
@@ -125,9 +130,7 @@ class TokAccelSam2HieraDetModel(AcceleratedModel, Sam2HieraDetModel):
         return len(self.blocks)
 
     def accel_patch_size(self) -> tuple[int, int]:
-        # Position embeddings are those of a window of the first stage, repeated.
-        window = self.config.window_size_per_stage[0]
-        return tuple(stride * window for stride in self.config.patch_stride)
+        return TokAccelSam2HieraDetConfig.accel_steps(self.config)
 
     def accel_layout(self, arguments: dict[str, Any]) -> TokenLayout:
         config = self.config

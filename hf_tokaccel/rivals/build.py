@@ -130,7 +130,13 @@ def clusters(subject: Subject, setting: TokenClusteringConfig, kind: str = "clus
 
 
 def grid_pooling(subject: Subject, setting: TokenClusteringConfig) -> Rival:
-    """Averages over the grid of a setting in place of clusters, rebuilt as it says."""
+    """Averages over the grid of a setting in place of clusters, rebuilt as it says.
+
+    Raises:
+        ValueError: adaptive clusters have no grid.
+    """
+    if setting.adaptive:
+        raise UserError("adaptive clusters have no grid")
     return clusters(subject, replace(setting, iterations=0), POOLING)
 
 
@@ -222,6 +228,7 @@ EVALUATION = {
     "token merging": (-1,),
     "token merging, delta": (-1,),
 }
+ALIKE = 0.05  # how far costs of one group may lie apart
 BENCH = {"grid pooling": (0,), "lower resolution": (0,), "token merging": (0,), "token merging, delta": (0,)}
 
 
@@ -241,18 +248,33 @@ def rivals_of(
     Raises:
         ValueError: the model cannot be accelerated, or a setting does not fit.
     """
-    rows, notes = [dense(subject)], []
-    groups: dict[str, list[TokenClusteringConfig]] = {}
-    for setting in settings:
-        groups.setdefault(group_name(setting), []).append(setting)
+    rows, notes, groups = [dense(subject)], [], _grouped(subject, settings)
     for number, (name, members) in enumerate(groups.items(), start=1):
         found = [subject.clustered(setting) for setting in members]
         missing: dict[str, list[str]] = {}
         for kind, places in beside.items():
             try:
-                found += [RIVALS[kind](subject, s) for s in dict.fromkeys(members[place] for place in places)]
+                # Beside a grid stands what is built for a grid.
+                built_for = [setting for setting in members if not setting.adaptive] or members
+                found += [RIVALS[kind](subject, s) for s in dict.fromkeys(built_for[place] for place in places)]
             except (ValueError, RuntimeError) as error:  # Models with a fixed input size raise either.
                 missing.setdefault(str(error).rstrip("."), []).append(kind)
         notes += [f"No {' or '.join(kinds)} beside {name}: {error}" for error, kinds in missing.items()]
         rows += [replace(row, group=number) for row in found]
     return rows, notes
+
+
+def _grouped(subject: Subject, settings: Sequence[TokenClusteringConfig]) -> dict[str, list[TokenClusteringConfig]]:
+    """Settings by schedule; adaptive clusters join the grid that costs about as much, if there is one."""
+    groups: dict[str, list[TokenClusteringConfig]] = {}
+    for setting in settings:
+        groups.setdefault(group_name(setting), []).append(setting)
+    grids = {name: members for name, members in groups.items() if not members[0].adaptive}
+    for name, members in list(groups.items()) if grids else ():
+        if members[0].adaptive:
+            cost = subject.gflops(subject.clustered(members[0]))
+            near = {other: subject.gflops(subject.clustered(grid[-1])) / cost for other, grid in grids.items()}
+            other = min(near, key=lambda other: abs(near[other] - 1))
+            if abs(near[other] - 1) < ALIKE:
+                groups[other] += groups.pop(name)
+    return groups

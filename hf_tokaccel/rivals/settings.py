@@ -13,6 +13,8 @@ from ..checks import UserError
 from ..hosts.config import family_of
 from ..settings.clustering import TokenClusteringConfig
 from ..settings.naming import group_name
+from ..tuning.encoder import describe_encoder
+from ..tuning.recommended import AdaptiveRecipe, recipe_for, recommend
 
 
 class Sweep(Protocol):
@@ -43,6 +45,8 @@ CAREFUL_AND_BOLD = Compared(shares=((10 / 24, 0.7), (8 / 24, 0.5)), variations=(
 def default_settings(model: nn.Module, image_size: tuple[int, int], task: Sweep) -> list[TokenClusteringConfig]:
     """The settings that a task compares by default, for a model with a vision transformer, plain or with windows.
 
+    Where the model allows them, recommended adaptive clusters follow the grids of each share, of the same FLOPs.
+
     Args:
         model: Dense model.
         image_size: Size of its input in pixels, (height, width).
@@ -63,13 +67,16 @@ def default_settings(model: nn.Module, image_size: tuple[int, int], task: Sweep)
     # Only some decoders run on clusters, so that they could also not do so.
     decodes = accelerated.accel_decodes_clusters
     variations = [variation for variation in task.variations if decodes or "decode_clusters" not in variation]
-    settings = []
+    recipe, encoder, settings = recipe_for(model.config), describe_encoder(model.config, image_size), []
     for layer_share, grid_share in task.shares:
         grid = tuple(min(max(round(n * grid_share), 1), most) for n, most in zip(tokens, largest, strict=True))
         after = first + min(max(round(layers * layer_share), 1), layers - 1)
         settings += [
             TokenClusteringConfig(cluster_after=after, cluster_grid=grid, **variation) for variation in variations
         ]
+        if isinstance(recipe, AdaptiveRecipe):
+            found = recommend(encoder, recipe, encoder.flops / encoder.accelerated(settings[-1]), {})
+            settings += [found] if found is not None else []
     return settings
 
 

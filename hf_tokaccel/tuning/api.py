@@ -12,6 +12,8 @@ from ..auto import accelerate
 from ..checks import UserError, is_count, is_number
 from ..images import run_once
 from ..measure.environment import describe_environment
+from ..settings.clustering import TokenClusteringConfig
+from ..settings.naming import group_name
 from .images import gather_images, other_inputs
 from .result import Trial, TuneResult, with_speed
 from .search import Search, _best
@@ -40,7 +42,9 @@ def tune(
 
     It begins with the setting that `hf_tokaccel.recommended` gives for the budget. One dense pass measures
     how redundant tokens are before each block; the schedules that lose least are run at the cost that the budget
-    allows, then expansion, neighbors, temperature and what is compared are varied. GFLOPs decide what is run, so that
+    allows. Where the model allows it these are adaptive clusters in one or several steps, with a few grids beside
+    them, else grids. Then how clusters are made and left is varied: what is compared, expansion, the share of a round
+    and attention by sizes, or neighbors and temperature of a grid. GFLOPs decide what is run, so that
     a seed gives the same result on any machine; only `speedup` is also measured.
 
     Args:
@@ -113,13 +117,13 @@ def _find(search: Search, budget: dict[str, float], rounds: int) -> tuple[Trial,
 
 
 def _within(search: Search, share: float) -> Trial:
-    best = search.best_schedule(share, search.recipe.fields)
+    best = search.best_schedule(share)
     if best is None:
         least, setting = search.cheapest()
         raise UserError(
             f"gflops={share} cannot be met: the least that this model can do with is {least:.3f} of its dense "
-            f"GFLOPs (cluster_after={setting.cluster_after}, cluster_grid={setting.cluster_grid}), since the rest is "
-            f"outside of what is clustered; for example gflops={min(0.99, round((1 + least) / 2, 2))}."
+            f"GFLOPs ({group_name(setting)} blocks), since the rest is outside of what is clustered; for example "
+            f"gflops={min(0.99, round((1 + least) / 2, 2))}."
         )
     return search.refine(best, share)
 
@@ -127,12 +131,11 @@ def _within(search: Search, share: float) -> Trial:
 def _agreeing(search: Search, wanted: float) -> tuple[Trial, float]:
     """The cheapest setting that agrees as much as is wanted: bisection of the cost."""
     low, high = search.cheapest()[0], 0.98
-    fields = search.recipe.fields
-    first = search.best_schedule((low + high) / 2, fields)
+    like = None
+    first = search.best_schedule((low + high) / 2)
     if first is not None:
-        first = search.refine(first, (low + high) / 2)
-        fields = how_rebuilt(first)
-    mildest = search.best_schedule(high, fields)
+        like = search.refine(first, (low + high) / 2).setting
+    mildest = search.best_schedule(high, like)
     if mildest is None or mildest.agreement < wanted:
         best = _best(list(search.trials.values()))
         raise UserError(
@@ -142,30 +145,24 @@ def _agreeing(search: Search, wanted: float) -> tuple[Trial, float]:
         )
     for _ in range(BISECTIONS):
         middle = (low + high) / 2
-        trial = search.best_schedule(middle, fields)
+        trial = search.best_schedule(middle, like)
         low, high = (low, middle) if trial is not None and trial.agreement >= wanted else (middle, high)
     enough = [trial for trial in search.trials.values() if trial.agreement >= wanted]
     return min(enough, key=lambda trial: (trial.gflops_ratio, -trial.agreement)), high
 
 
-def how_rebuilt(trial: Trial) -> dict[str, Any]:
-    """The fields of a setting that are not its schedule."""
-    schedule = ("cluster_after", "cluster_grid", "reconstruct_after", "method", "version")
-    return {name: value for name, value in trial.accel.items() if name not in schedule}
-
-
 def _fast(search: Search, wanted: float, rounds: int) -> tuple[Trial, float]:
     """GFLOPs stand for time in the search; the best of each cost are timed, and the next cost follows from that."""
-    share, fields, fastest = 1 / wanted, search.recipe.fields, None
+    share, like, fastest = 1 / wanted, None, None
     least = search.cheapest()[0]
     for attempt in range(ATTEMPTS):
         share = max(share, least)
-        best = search.best_schedule(share, fields)
+        best = search.best_schedule(share, like)
         if best is None:
             break
         if attempt == 0:
             best = search.refine(best, share)
-            fields = how_rebuilt(best)
+            like = best.setting
         near = sorted(
             (t for t in search.trials.values() if t.gflops_ratio <= share), key=lambda t: t.agreement, reverse=True
         )
@@ -191,10 +188,20 @@ def _fast(search: Search, wanted: float, rounds: int) -> tuple[Trial, float]:
 
 
 def _show_others(search: Search, chosen: Trial, target: float) -> None:
-    """Rows beside the chosen one: the same at other costs, and as plain grid pooling."""
-    search.run(replace(chosen.setting, iterations=0), "grid pooling")
+    """Rows beside the chosen one: the same at other costs, and plain grid pooling."""
+    pooled = replace(chosen.setting, iterations=0) if not chosen.setting.adaptive else _pooled(search, chosen)
+    if pooled is not None:
+        search.run(pooled, "grid pooling")
     for share in LADDER:
         if abs(share - target) > 0.05:
             fitted = search.fit(chosen.setting, share)
             if fitted is not None:
                 search.run(fitted)
+
+
+def _pooled(search: Search, chosen: Trial) -> TokenClusteringConfig | None:
+    """Grid pooling after as many blocks, of the same cost at most."""
+    setting = TokenClusteringConfig(
+        cluster_after=chosen.setting.starts[0], cluster_grid=1, iterations=0, **search.grid_recipe.fields
+    )
+    return search.fit(setting, chosen.gflops_ratio)

@@ -47,12 +47,16 @@ class AdaptiveRecipe:
     Attributes:
         fields: of the setting.
         steps: where they come in the clustered span, as shares of its blocks; each leaves the same share of clusters.
+        bold_steps: likewise, from the ratio of the blocks' FLOPs on that `bold` is.
+        bold: see there.
         most: tokens that are matched all with all; more are matched in tiles.
         tile: side of these.
     """
 
     fields: dict[str, Any]
     steps: tuple[float, ...]
+    bold_steps: tuple[float, ...]
+    bold: float
     most: int = 4096
     tile: int = 16
 
@@ -60,8 +64,14 @@ class AdaptiveRecipe:
 # What did best on the reference models, among grids: docs/quality.md and docs/method_search.md. A last block at full
 # resolution is not worth its cost there, most clearly on depth.
 RECIPE = Recipe(fields={"expansion": "delta", "similarity_on": "normalized"}, last_blocks=0, share=(0.45, 0.8))
-# What did best on a real checkpoint: docs/pretrained.md. With several steps one round each is enough.
-ADAPTIVE = AdaptiveRecipe(fields={"round_share": 0.5}, steps=(1 / 12, 3 / 12, 5 / 12, 7 / 12, 9 / 12))
+# What did best on a real checkpoint: docs/pretrained.md. With several steps one round each is enough, and more steps
+# gain where few clusters are left.
+ADAPTIVE = AdaptiveRecipe(
+    fields={"round_share": 0.5},
+    steps=tuple(twelfth / 12 for twelfth in (1, 3, 5, 7, 9)),
+    bold_steps=tuple(twelfth / 12 for twelfth in (0, 1, 2, 3, 4, 5, 6, 8, 10)),
+    bold=1.8,
+)
 SPEEDUP = 1.5
 
 
@@ -95,7 +105,8 @@ def recommended(
     whole = whole_flops(_with_class(config, model), size) or encoder.flops
     rest = whole - encoder.flops
     left = whole / speedup - rest
-    setting = None if left <= 0 else recommend(encoder, recipe, encoder.flops / left, overrides)
+    # Rounded, so that a bold ratio is one by whatever way it was found.
+    setting = None if left <= 0 else recommend(encoder, recipe, round(encoder.flops / left, 9), overrides)
     if setting is None:
         raise unreachable(encoder, size, speedup, overrides.get("reconstruct_after"), rest)
     accelerate_config(config, setting, size)  # an override that does not fit is told now
@@ -136,7 +147,7 @@ def recipe_for(config: PreTrainedConfig, overrides: Collection[str] = ()) -> Rec
     head = find_head(config)
     host = head.accel_host()
     family = family_of(host)
-    if family.accel_adaptive(host) and not set(overrides) & set(GRID_ONLY):
+    if family.accel_adaptive(host) and not set(overrides) & {*GRID_ONLY, "mask_shift"}:
         return ADAPTIVE
     chosen = dict(RECIPE.fields)
     if chosen.get("similarity_on", "tokens") not in family.accel_similarities:
@@ -161,7 +172,8 @@ def _recommend_adaptive(
     """Each step leaves the same share, the largest with which the ratio is reached."""
     start, end = encoder.longest()
     end = min(end, overrides.get("reconstruct_after") or end)
-    starts = sorted({min(end - 1, start + max(1, round(step * (end - start)))) for step in recipe.steps})
+    steps = recipe.bold_steps if speedup >= recipe.bold else recipe.steps
+    starts = sorted({min(end - 1, start + round(step * (end - start))) for step in steps})
     height, width = encoder.blocks[start].grid
     tile = recipe.tile if height * width > recipe.most else None
     fields = {"tile": tile, **recipe.fields, **overrides}

@@ -144,8 +144,9 @@ class TuneResult(Report):
 
         figure = Figure(figsize=(6.4, 4.4), layout="constrained")
         axes = figure.subplots()
-        for kind, colour in (("clusters", "tab:blue"), ("grid pooling", "tab:orange")):
-            points = [(t.gflops_ratio, t.agreement) for t in self.trials if t.kind == kind]
+        colours = {"adaptive clusters": "tab:blue", "grid clusters": "tab:green", "grid pooling": "tab:orange"}
+        for kind, colour in colours.items():
+            points = [(t.gflops_ratio, t.agreement) for t in self.trials if _plotted_as(t) == kind]
             if points:
                 axes.scatter(*zip(*points, strict=True), s=16, alpha=0.6, color=colour, label=kind)
         front = self.pareto()
@@ -158,6 +159,12 @@ class TuneResult(Report):
         axes.grid(alpha=0.3)
         axes.legend(loc="lower right")
         figure.savefig(path, dpi=150)
+
+
+def _plotted_as(trial: Trial) -> str:
+    if trial.kind != "clusters":
+        return trial.kind
+    return "adaptive clusters" if trial.setting.adaptive else "grid clusters"
 
 
 def with_speed(trial: Trial, speedup: float) -> Trial:

@@ -20,7 +20,7 @@ _PRESETS = ("released", "recommended")
 def parse_accel(
     text: str, config: type = TokenClusteringConfig, example: str = "cluster_after=4,cluster_grid=12x12"
 ) -> Any:
-    """Setting from JSON or from `key=value,key=value`, where `12x16` is a grid and `none` is None.
+    """Setting from JSON or from `key=value,key=value`, where `12x16` is a grid, `1/3/5` several, and `none` is None.
 
     Settings of clusters have presets too, `released:NAME`, `recommended` and `recommended:1.5`, after which
     `,key=value` changes fields. A recommended one is a `Recommended` that `resolve_accels` turns into a setting.
@@ -93,6 +93,8 @@ def parse_accels(texts: Sequence[str]) -> list[TokenClusteringConfig | Recommend
 
 
 def _parse_value(text: str):
+    if "/" in text:
+        return tuple(_parse_value(part) for part in text.split("/"))
     if pair := re.fullmatch(r"(\d{1,9})x(\d{1,9})", text):
         return int(pair[1]), int(pair[2])
     for read in (int, float):

@@ -371,11 +371,11 @@ def test_of_models_that_take_prompts_the_vision_encoder_runs(tmp_path):
 def test_the_command_prints_writes_and_refuses(depth, tmp_path):
     depth.save_pretrained(tmp_path / "model")
     arguments = ["bench", str(tmp_path / "model"), "--size", "32", "--device", "cpu", "--rounds", "1"]
-    setting = ["--accel", "recommended:2,window=3"]
+    setting = ["--accel", "recommended:1.3,window=3"]
     run = CliRunner().invoke(app, [*arguments, *setting, "--output", str(tmp_path / "bench.json"), "--json"])
     assert run.exit_code == 0, run.output
     assert [row["kind"] for row in json.loads(run.stdout)["rows"]][:2] == ["dense", "clusters"]
-    assert len(BenchResult.load(tmp_path / "bench.json").rows) == 5
+    assert len(BenchResult.load(tmp_path / "bench.json").rows) == 6
     for wrong, said in (
         (["--mode", "fp8"], "for example bfloat16,sdpa,compile"),
         (["--size", "33"], "for example"),

@@ -6,12 +6,13 @@ import pytest
 import torch
 from transformers import Dinov2Config, Dinov2Model, ViTImageProcessor
 
-from benchmarks.pretrained.__main__ import main
+from benchmarks.pretrained.__main__ import main, with_others
 from benchmarks.pretrained.fronts import error_at
 from benchmarks.pretrained.measure import relative_error
-from benchmarks.pretrained.page import TITLES, methods_of
+from benchmarks.pretrained.page import TITLES, against_table, aims, aims_table, among, methods_of
 from benchmarks.pretrained.schedules import counts_of, grid_for, merged_counts, merged_for, share_of, steps_for
-from benchmarks.pretrained.subject import PHOTOGRAPHS, photographs
+from benchmarks.pretrained.subject import PHOTOGRAPHS, WHEEL_NAME, photographs
+from hf_tokaccel.checks import UserError
 from hf_tokaccel.measure.flops import gflops_of_shape
 from hf_tokaccel.rivals.merging import merge_in_layers
 from hf_tokaccel.tuning.encoder import describe_encoder
@@ -68,7 +69,16 @@ def test_runs_on_a_folder(tmp_path, capsys):
     Dinov2Model(CONFIG).save_pretrained(tmp_path / "tiny")
     ViTImageProcessor(size={"height": 112, "width": 112}).save_pretrained(tmp_path / "tiny")
     threads = torch.get_num_threads()
-    options = ["--quick", "--cpu", "--output", str(tmp_path / "out"), "--model", str(tmp_path / "tiny")]
+    options = [
+        "--quick",
+        "--cpu",
+        "--workers",
+        "2",
+        "--output",
+        str(tmp_path / "out"),
+        "--model",
+        str(tmp_path / "tiny"),
+    ]
     assert main(options) == 0, capsys.readouterr().out
     assert torch.get_num_threads() == threads
     (path,) = (tmp_path / "out").glob("*.json")
@@ -87,6 +97,45 @@ def test_runs_on_a_folder(tmp_path, capsys):
     assert (tmp_path / "out" / "pretrained" / f"{path.stem.removeprefix('pretrained-')}.png").is_file()
 
 
-def test_refuses_a_size_without_a_model(capsys):
-    assert main(["--size", "224"]) != 0
-    assert "--size goes with --model" in "".join(capsys.readouterr())
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--size", "224"], "--size goes with --model"),
+        (["--cpu", "--model", "/no/such/folder"], "--model /no/such/folder cannot be loaded"),
+        (["--limit", "0"], "--limit 0 is not valid: give 1 or more"),
+        (["--rounds", "0"], "--rounds 0 is not valid: give 1 or more"),
+        (["--cpu", "--workers", "0"], "--workers 0 is not valid on cpu: give --workers 1"),
+    ],
+)
+def test_refuses_what_cannot_run(options, message, capsys):
+    assert main(options) != 0
+    assert message in "".join(capsys.readouterr())
+
+
+def made_up(method, errors, speed=2.0):
+    cheapness = {"blocks": speed, "gflops": speed, "time": speed}
+    return {"method": method, "of": "adaptive", "features": errors, "cosine": [0.9, 0.9], "cheapness": cheapness}
+
+
+def test_says_which_aims_are_missed_and_where_a_rival_wins():
+    rows = [
+        made_up("lower resolution", [0.5, 0.5]),
+        made_up("token merging", [0.02, 0.02]),
+        made_up("adaptive, one step", [0.04, 0.01]),
+    ]
+    result = {"checkpoint": WHEEL_NAME, "photographs": ["astronaut", "coins"], "rows": rows}
+    assert "| adaptive, one step | 0.0250, missed | 0.0250, missed | 0.0250, met | - |" in aims_table(result)
+    assert "| adaptive, one step | token merging | **1.25** |" in against_table(result, "time")
+    assert "| adaptive, one step | the best of lower resolution and released | 0.05 |" in against_table(result, "time")
+    assert "0.0400, missed" in aims_table(among(result, ["astronaut"]))
+    assert aims(result | {"checkpoint": "another"}) == []
+
+
+def test_keeps_rows_of_other_methods_of_the_same_images(tmp_path):
+    same = {"checkpoint": "x", "size": (28, 28), "photographs": ("coins",), "gflops": 1.0}
+    before = json.loads(json.dumps(same | {"rows": [made_up("adaptive, one step", [1.0])]}))
+    new = made_up("lower resolution", [1.0]) | {"of": "lower_resolution"}
+    kept = with_others(same | {"rows": [new]}, before, tmp_path)
+    assert methods_of(kept) == ["lower resolution", "adaptive, one step"]
+    with pytest.raises(UserError, match="other images or another model"):
+        with_others(same | {"rows": [new]}, before | {"gflops": 2.0}, tmp_path)

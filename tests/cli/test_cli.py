@@ -64,6 +64,9 @@ def test_models_lists_what_is_supported():
     listed = json.loads(run("models", "--json").stdout)
     assert [entry["model_type"] for entry in listed] == sorted(ta.FAMILIES)
     assert json.loads(run("models", "sam", "--json").stdout)[0]["classes"] == ["TokAccelSamModel"]
+    adaptive = {model["model_type"]: model["adaptive"] for model in listed}
+    takes = {name: adaptive[name] for name in ("dpt", "clip", "sam", "swin", "upernet")}
+    assert takes == {"dpt": True, "clip": True, "sam": False, "swin": False, "upernet": None}
     assert "depth_anything" in run("models", "depth").stdout
     assert "holds 'resnet'" in refused("models", "resnet")
 
@@ -77,7 +80,13 @@ def test_accelerate_writes_a_folder_that_loads(base, fast):
     assert depth(model) != depth(native)
 
 
-def test_accelerate_without_a_setting_says_what_it_chose(base, tmp_path):
+@pytest.fixture
+def blocks_only(monkeypatch):
+    """Ratios of the blocks: nearly all of the tiny model is its head, which nothing accelerates."""
+    monkeypatch.setattr("hf_tokaccel.tuning.recommended.whole_flops", lambda *args: None)
+
+
+def test_accelerate_without_a_setting_says_what_it_chose(blocks_only, base, tmp_path):
     done = run("accelerate", base, "--out", tmp_path / "half", "--json")
     chosen = json.loads(done.stdout)
     assert chosen["chosen"] is False
@@ -87,7 +96,7 @@ def test_accelerate_without_a_setting_says_what_it_chose(base, tmp_path):
     assert "note: no setting was given" in run("accelerate", base, "--out", tmp_path / "text").stdout
 
 
-def test_accelerate_takes_presets(base, tmp_path):
+def test_accelerate_takes_presets(blocks_only, base, tmp_path):
     done = run("accelerate", base, "--out", tmp_path / "a", "--accel", "recommended:1.25,neighbors=3", "--json")
     config = AutoConfig.from_pretrained(base)
     recommended = ta.recommended(config, 32, 1.25, neighbors=3)
@@ -104,13 +113,33 @@ def test_accelerate_takes_a_whole_setting_and_replaces_a_stored_one(fast, tmp_pa
     done = run("accelerate", fast, "--out", tmp_path / "out", "--accel", tmp_path / "setting.json", "--json")
     assert json.loads(done.stdout)["accel"]["cluster_grid"] == [3, 2]
     text = run("accelerate", fast, "--out", tmp_path / "b", "--accel", "cluster_after=2,cluster_grid=3x2,window=3")
-    assert "cluster_after=2, cluster_grid=(3, 2)" in text.stdout
+    assert "grid clusters 3x2 after 2 blocks, expansion=nearest" in text.stdout
+
+
+def test_accelerate_takes_adaptive_clusters(base, tmp_path):
+    done = run("accelerate", base, "--out", tmp_path / "a", "--cluster-after", "1", "--clusters", "0.5")
+    assert "adaptive clusters 0.5 after 1 blocks, expansion=delta" in done.stdout
+    steps = ("--cluster-after", "1/2", "--clusters", "0.8/4")
+    done = run("accelerate", base, "--out", tmp_path / "b", *steps, "--json")
+    accel = json.loads(done.stdout)["accel"]
+    assert (accel["cluster_after"], accel["clusters"], accel["cluster_grid"]) == ([1, 2], [0.8, 4], None)
+    loaded = AutoModelForDepthEstimation.from_pretrained(tmp_path / "b")
+    native = AutoModelForDepthEstimation.from_pretrained(base)
+    setting = ta.TokenClusteringConfig(cluster_after=(1, 2), clusters=(0.8, 4))
+    assert depth(loaded) == depth(ta.accelerate(native, setting))
+    card = (tmp_path / "b" / "README.md").read_text()
+    assert "[0.8, 4]" in card
+    assert "with adaptive token clustering" in card
 
 
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
         (("--cluster-after", "1"), "go together"),
+        (("--cluster-after", "1", "--cluster-grid", "2", "--clusters", "0.5"), "go together"),
+        (("--cluster-after", "1", "--clusters", "half"), "'half' must be a number or several"),
+        (("--cluster-after", "1/2", "--cluster-grid", "2"), "several steps need clusters"),
+        (("--accel", "cluster_after=1,clusters=0.5", "--clusters", "0.5"), "leave out --cluster-after"),
         (("--cluster-after", "1", "--cluster-grid", "2by2"), "'2by2' must be HEIGHTxWIDTH"),
         ((*SETTING, "--accel", "cluster_after=1,cluster_grid=2"), "leave out --cluster-after"),
         (("--cluster-after", "9", "--cluster-grid", "2"), "cluster_after=9"),
@@ -236,3 +265,16 @@ def test_options_with_no_one_or_several_values(monkeypatch, given, found):
 
 def test_dtype(base):
     assert load_checkpoint(base, dtype="bfloat16").model.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--accel", "cluster_after=2,cluster_grid=99x99"), "at most as many clusters as tokens"),
+        (("--accel", "cluster_after=2,clusters=99999"), "at most as many clusters as tokens"),
+        (("--cluster-after", "2", "--cluster-grid", "4x4", "--image-size", "390x391"), "multiples of the patch size"),
+    ],
+)
+def test_accelerate_writes_nothing_that_could_not_run(tmp_path, options, message):
+    assert message in refused("accelerate", "depth", "--out", tmp_path / "out", *options)
+    assert not (tmp_path / "out").exists()

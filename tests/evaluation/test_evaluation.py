@@ -55,6 +55,7 @@ from hf_tokaccel.measure.compilation import compile_model
 from hf_tokaccel.measure.progress import progress_bar
 from hf_tokaccel.rivals.build import Subject, resized, steps_at
 from hf_tokaccel.rivals.settings import default_settings, settings_to_show
+from hf_tokaccel.tuning.encoder import describe_encoder
 from hf_tokaccel.tuning.text import parse_accel
 
 
@@ -231,9 +232,14 @@ def test_patch_size_of_model_or_backbone():
 
 def test_default_settings_fit_depth_and_grid():
     settings = default_settings(Host(DPTConfig(num_hidden_layers=24)), (384, 512), DepthTask)
-    assert [(s.cluster_after, s.cluster_grid) for s in settings[::2]] == [(12, (18, 24)), (8, (16, 21)), (6, (12, 16))]
+    assert [(s.cluster_after, s.cluster_grid) for s in settings[::3]] == [(12, (18, 24)), (8, (16, 21)), (6, (12, 16))]
     assert [s.expansion for s in settings[:2]] == ["nearest", "delta"]
-    assert settings_to_show(settings) == settings[3:4]
+    encoder = describe_encoder(DPTConfig(num_hidden_layers=24), (384, 512))
+    for _, grid, adaptive in zip(settings[::3], settings[1::3], settings[2::3], strict=True):
+        assert adaptive.adaptive
+        cost = encoder.accelerated(adaptive) + encoder.matching(adaptive)
+        assert cost == pytest.approx(encoder.accelerated(grid), rel=0.01)
+    assert settings_to_show(settings) == settings[5:6]
     hybrid = default_settings(Host(DPTConfig(is_hybrid=True)), (384, 384), DepthTask)
     assert hybrid[0].cluster_after == 6
     # Depths 2, 2, 6, 2 and windows of 7 x 7: the third stage.

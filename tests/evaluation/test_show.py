@@ -9,9 +9,11 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
+import hf_tokaccel as ta
 from hf_tokaccel.cli import app
 from hf_tokaccel.evaluation import Result
-from hf_tokaccel.evaluation.showing import find_task, mean_colours, open_sample
+from hf_tokaccel.evaluation.pictures import cluster_borders
+from hf_tokaccel.evaluation.showing import find_task, load_shown, make_views, mean_colours, open_sample, start_after
 from hf_tokaccel.results.pareto import Plot, Point, _window, draw_pareto, front, load_plot, method_of
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -37,6 +39,7 @@ def test_mean_colours_of_clusters_that_do_not_divide_the_image():
     ("model", "accel", "setting"),
     [
         ("depth", "recommended:1.5,window=7", "clusters "),
+        ("depth", "cluster_after=2,clusters=0.5", "clusters 0.5 after 2, delta"),
         ("segmentation", "cluster_after=4,cluster_grid=12x12", "clusters 12x12 after 4, soft"),
         ("panoptic", "cluster_after=6,cluster_grid=3x3", "clusters 3x3 after 6 to 10, soft"),
     ],
@@ -51,6 +54,24 @@ def test_shows_a_scene(tmp_path, model, accel, setting):
     assert "of the GFLOPs" in said
     width, height = Image.open(out).size
     assert 1 < width / height < 2  # two lines of four square cells, with text
+
+
+@pytest.mark.parametrize("task", ["depth", "segmentation"])
+def test_the_regions_of_the_last_of_several_steps_are_drawn(task):
+    loaded = load_shown(task)
+    sample = open_sample("scene:1", loaded)
+    setting = ta.TokenClusteringConfig(cluster_after=(1, 3), clusters=(0.5, 40))
+    moved = start_after(setting, 2)
+    assert moved.cluster_after == (2, 4)
+    with torch.inference_mode():
+        _, views = make_views(loaded, sample, [setting, moved])
+    for view in views:
+        labels = view.panel.labels.numpy()
+        assert len(np.unique(labels)) == 40
+        borders = cluster_borders(labels, view.panel.image.shape[:2])
+        differing = (labels[:, 1:] != labels[:, :-1]).sum() + (labels[1:] != labels[:-1]).sum()
+        assert borders.shape == (differing, 2, 2)
+    assert not torch.equal(views[0].panel.labels, views[1].panel.labels)
 
 
 def test_layers_and_settings_are_combined_and_several_models_get_files_of_their_own(tmp_path):

@@ -49,6 +49,20 @@ def test_pictures_cost_and_sentence_of_a_setting(demo):
     assert tokens == 24
 
 
+def test_the_slider_of_adaptive_clusters_is_a_share_of_the_tokens(demo):
+    image = demo.scene_for("depth")["image"]
+    assert demo.takes_regions("depth")
+    assert not demo.takes_regions("panoptic")
+    *pictures, rows, said = demo.compare("depth", image, 2, 8, "delta", 5, 5, "adaptive", 0.5)
+    shown = dict(zip(demo.PARTS, pictures, strict=True))
+    # Borders of regions over the photograph, and their mean colours.
+    assert not np.array_equal(shown["clusters"], shown["mean colours"])
+    assert "0.5 after 2, delta" in said
+    fewer = demo.compare("depth", image, 2, 8, "delta", 5, 5, "adaptive", 0.25)
+    assert float(fewer[-2][1][3]) < float(rows[1][3])  # GFLOPs
+    assert not np.array_equal(fewer[demo.PARTS.index("clusters")], shown["clusters"])
+
+
 def test_as_many_clusters_as_tokens_differ_nowhere(demo):
     image = demo.scene_for("depth")["image"]
     *pictures, _, said = demo.compare("depth", image, 4, 24, "nearest", 5, 5)
@@ -78,6 +92,8 @@ def test_pixels_that_agree_are_counted(demo):
         (("depth", np.zeros((8, 8, 3), np.uint8), 99, 8, "soft", 5, 5), "cluster_after=99"),
         (("depth", np.zeros((8, 8, 3), np.uint8), 4, 25, "soft", 5, 5), "25"),
         (("depth", np.zeros((8, 8, 3), np.uint8), 4, 8, "soft", 5, 4), "window=4"),
+        (("depth", np.zeros((8, 8, 3), np.uint8), 4, 8, "soft", 5, 5, "adaptive", 0.5), "expansion='soft'"),
+        (("depth", np.zeros((8, 8, 3), np.uint8), 4, 8, "soft", 5, 5, "free", 0.5), "kind='free'"),
         (("no/such-model", np.zeros((8, 8, 3), np.uint8), 4, 8, "soft", 5, 5), "Intel/dpt-large"),
     ],
 )
@@ -135,11 +151,12 @@ def test_the_page_answers(demo, page, tmp_path):
     path = tmp_path / "scene.png"
     Image.fromarray(np.asarray(demo.scene_for("depth")["image"])).save(path)
     client = Client(page, verbose=False, download_files=str(tmp_path))
-    *pictures, table, said = client.predict("depth", handle_file(path), 4, 12, "soft", 5, 5, api_name="/compare")
+    values = ("depth", handle_file(path), 4, 12, "soft", 5, 5, "grid", 0.5)
+    *pictures, table, said = client.predict(*values, api_name="/compare")
     assert len(pictures) == len(demo.PARTS)
     assert all(Image.open(picture).size[0] > 100 for picture in pictures)
     assert table["headers"] == demo.HEADINGS
     assert [row[0] for row in table["data"]] == ["dense", "accelerated"]
     assert "12x12 after 4" in said
     with pytest.raises(exceptions.AppError, match="window=4"):
-        client.predict("depth", handle_file(path), 4, 12, "soft", 5, 4, api_name="/compare")
+        client.predict("depth", handle_file(path), 4, 12, "soft", 5, 4, "grid", 0.5, api_name="/compare")

@@ -8,12 +8,14 @@ import pickle
 import numpy as np
 import pytest
 import torch
+import torch._dynamo
 from adaptive_family import ADAPTIVE
 from family import ACCEL, TINY_DINOV2
 from PIL import Image
 from test_dinov2 import Dinov2Tester
 from test_dpt import DPTTester
 from test_vit import ViTTester
+from torch._dynamo.testing import CompileCounterWithBackend
 from transformers import (
     AutoConfig,
     AutoImageProcessor,
@@ -25,6 +27,8 @@ from transformers import (
     DepthAnythingConfig,
     DetrConfig,
     DetrForObjectDetection,
+    Dinov2Config,
+    Dinov2Model,
     DPTConfig,
     DPTForDepthEstimation,
     DPTForSemanticSegmentation,
@@ -366,3 +370,18 @@ def test_old_checkpoint_configurations_are_read():
     old = {"model_type": "dpt", "torch_dtype": "float32", "transformers_version": "4.19.0", "backbone_config": None}
     config = ta.accelerate_config(DPTConfig.from_dict({**old, "hidden_size": 32, "num_attention_heads": 2}), ACCEL)
     assert config.accel["cluster_after"] == 1
+
+
+def test_images_of_many_sizes_are_compiled_one_by_one():
+    """More than the eight that PyTorch allows by default, with sizes that it makes symbolic; each is a graph."""
+    config = Dinov2Config(image_size=16, patch_size=4, hidden_size=16, num_hidden_layers=2, num_attention_heads=2)
+    fast = ta.accelerate(Dinov2Model(config).eval(), {"cluster_after": 1, "clusters": 0.5})
+    torch._dynamo.reset()
+    counter = CompileCounterWithBackend("eager")
+    compiled = torch.compile(fast, backend=counter, dynamic=True, fullgraph=True)
+    with torch.no_grad():
+        for side in range(3, 13):
+            images = torch.randn(1, 3, 4 * side, 8)
+            assert torch.equal(compiled(images).last_hidden_state, fast(images).last_hidden_state)
+    assert 9 < counter.frame_count <= 10
+    torch._dynamo.reset()

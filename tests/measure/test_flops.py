@@ -4,8 +4,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch.utils.flop_counter import flop_registry
+from transformers import BeitConfig, BeitModel
 
-from hf_tokaccel.measure.flops import count_gflops, flop_counter
+from hf_tokaccel.measure.flops import count_gflops, flop_counter, gflops_of_shape
 
 aten = torch.ops.aten
 
@@ -111,3 +112,13 @@ def test_counts_belong_to_modules():
     with torch.no_grad(), flop_counter() as counter:
         model(zeros(3, 5))
     assert counter.get_flop_counts()["Sequential.0"] == {aten.addmm: 2 * 3 * 5 * 7}
+
+
+def test_what_is_counted_leaves_nothing_that_a_model_run_later_would_meet():
+    """BEiT keeps the places of its biases by the size of the image, for all models."""
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+    config = BeitConfig(image_size=36, patch_size=4, use_relative_position_bias=True, **sizes)
+    images = torch.randn(1, 3, 36, 36)
+    gflops_of_shape(BeitModel(config), (36, 36))
+    count_gflops(BeitModel(config).eval(), images)
+    BeitModel(config)(images).last_hidden_state.sum().backward()

@@ -3,15 +3,19 @@
 import json
 import re
 from dataclasses import replace
-from itertools import chain
+from itertools import chain, pairwise
 from pathlib import Path
 
 import pytest
+import torch
 from transformers import (
     BertConfig,
+    CLIPConfig,
     Deimv2Config,
     Dinov2Config,
     DINOv3ViTConfig,
+    DPTConfig,
+    DPTForDepthEstimation,
     EomtConfig,
     Mask2FormerConfig,
     SamConfig,
@@ -20,6 +24,7 @@ from transformers import (
     Swinv2Config,
     UperNetConfig,
     ViTConfig,
+    ViTModel,
 )
 from typer.testing import CliRunner
 
@@ -27,12 +32,15 @@ import hf_tokaccel as ta
 from benchmarks.paper_gflops import dpt, mask2former, segmenter, swag
 from hf_tokaccel.cli import app
 from hf_tokaccel.images import default_size
+from hf_tokaccel.measure.flops import gflops_of_shape
 from hf_tokaccel.models.segmenter import SegmenterConfig
+from hf_tokaccel.settings.methods import as_accel
 from hf_tokaccel.tuning import recommended as recipes
 from hf_tokaccel.tuning.encoder import describe_encoder
 from hf_tokaccel.tuning.recommended import Recommended
 from hf_tokaccel.tuning.released import RELEASED, released_table
 from hf_tokaccel.tuning.text import parse_accel, parse_accels, resolve_accels
+from hf_tokaccel.tuning.whole import whole_flops
 from model_cards.settings import CARDS
 
 Setting = ta.TokenClusteringConfig
@@ -164,6 +172,17 @@ def test_docs_say_the_recipe():
 # Recommended
 
 
+# A field that only a grid has chooses one.
+GRID = {"iterations": 5}
+
+
+@pytest.fixture
+def blocks_only(monkeypatch):
+    """Ratios of the blocks alone, which is quick: as of a model that needs more than images."""
+    monkeypatch.setattr(recipes, "whole_flops", lambda *args: None)
+    return monkeypatch
+
+
 @pytest.mark.parametrize(
     ("config", "size"),
     [
@@ -179,9 +198,9 @@ def test_docs_say_the_recipe():
 )
 @pytest.mark.parametrize("speedup", [1.15, 1.5])
 @pytest.mark.parametrize("last", [0, 1])
-def test_the_ratio_is_reached_with_last_blocks_at_full_resolution_too(monkeypatch, config, size, speedup, last):
-    monkeypatch.setattr(recipes, "RECIPE", replace(recipes.RECIPE, last_blocks=last))
-    setting, encoder = ta.recommended(config, size, speedup), describe_encoder(config, size)
+def test_a_grid_reaches_the_ratio_with_last_blocks_at_full_resolution_too(blocks_only, config, size, speedup, last):
+    blocks_only.setattr(recipes, "RECIPE", replace(recipes.RECIPE, last_blocks=last))
+    setting, encoder = ta.recommended(config, size, speedup, **GRID), describe_encoder(config, size)
     after, grid, until = setting.cluster_after, setting.cluster_grid, setting.reconstruct_after
     _, end = encoder.longest()
     assert until == (end - 1 if last else None)
@@ -195,7 +214,74 @@ def test_the_ratio_is_reached_with_last_blocks_at_full_resolution_too(monkeypatc
     assert ta.accelerate_config(config, setting, size).accel["normalization"] == "l1"
 
 
-def test_every_family_accepts_what_is_recommended_for_it():
+@pytest.mark.parametrize("speedup", [1.2, 1.6, 2.2])
+@pytest.mark.parametrize(
+    "config", [ViTConfig(), Dinov2Config(image_size=224), EomtConfig()], ids=lambda c: c.model_type
+)
+def test_adaptive_clusters_reach_the_ratio(blocks_only, config, speedup):
+    setting, encoder = ta.recommended(config, 224, speedup), describe_encoder(config, 224)
+    assert setting.adaptive
+    assert encoder.flops / (encoder.accelerated(setting) + encoder.matching(setting)) >= speedup
+    steps = recipes.ADAPTIVE.bold_steps if speedup >= recipes.ADAPTIVE.bold else recipes.ADAPTIVE.steps
+    assert len(setting.starts) == len(steps)
+    assert list(setting.starts) == sorted(set(setting.starts))
+    ratios = [b / a for a, b in pairwise((1.0, *setting.clusters))]
+    assert max(ratios) - min(ratios) < 0.01
+    more = tuple(min(1.0, 1.02 * share) for share in setting.clusters)
+    larger = replace(setting, clusters=more)
+    assert encoder.flops / (encoder.accelerated(larger) + encoder.matching(larger)) < speedup
+
+
+def test_the_ratio_is_that_of_the_whole_model():
+    """Head included, by the class of the model or the configuration's architectures, at the configuration's size."""
+    config = DPTConfig(
+        is_hybrid=False, image_size=192, hidden_size=192, num_hidden_layers=12, num_attention_heads=3,
+        intermediate_size=768, backbone_out_indices=[2, 5, 8, 11], neck_hidden_sizes=[24, 48, 96, 192],
+        fusion_hidden_size=32,
+    )  # fmt: skip
+    with torch.device("meta"):
+        model = DPTForDepthEstimation(config).eval()
+    dense = gflops_of_shape(model, (192, 192))
+    # A grid of so few tokens has few sizes.
+    for fields, most in (({}, 1.32), (GRID, 1.4)):
+        fast = gflops_of_shape(ta.accelerate(model, ta.recommended(model, speedup=1.3, **fields)), (192, 192))
+        assert 1.29 < dense / fast < most
+    config.architectures = ["DPTForDepthEstimation"]
+    assert ta.recommended(config, speedup=1.3) == ta.recommended(model, 192, 1.3)
+    encoder = describe_encoder(config, 192)
+    most = 1e9 * dense / (1e9 * dense - encoder.flops)
+    with pytest.raises(ValueError, match=r"cannot be reached.*the FLOPs of the model allow is (\d\.\d+)") as error:
+        ta.recommended(model, speedup=9)
+    assert float(re.search(r"is (\d+\.\d+)", str(error.value))[1]) <= most
+
+
+def test_models_that_read_texts_too_count_their_vision_blocks():
+    assert whole_flops(CLIPConfig(), (224, 224)) is None
+    assert ta.recommended(CLIPConfig(), 224, 1.5).adaptive
+
+
+def test_many_tokens_are_matched_in_tiles(blocks_only):
+    assert ta.recommended(ViTConfig(), 512, 1.5).tile is None
+    assert ta.recommended(ViTConfig(), 1536, 1.5).tile == recipes.ADAPTIVE.tile
+
+
+def test_accelerate_takes_a_speed_or_a_name():
+    config = ViTConfig(image_size=32, patch_size=4, hidden_size=32, num_hidden_layers=4, num_attention_heads=2)
+    model = ViTModel(config).eval()
+    fast = ta.accelerate(model, speedup=1.3)
+    assert fast.config.accel == ta.accelerate(model, "recommended:1.3").config.accel
+    assert fast.config.accel == ta.accelerate_config(config, speedup=1.3).accel
+    assert as_accel(fast.config.accel).starts == ta.recommended(model, speedup=1.3).starts
+    with torch.no_grad():
+        assert fast(torch.randn(1, 3, 32, 32)).last_hidden_state.shape == (1, 65, 32)
+    for arguments in ({}, {"accel": None, "speedup": 1.5}):
+        with pytest.raises(ValueError, match=r"give one of them, for example accelerate\(model, speedup=1.5\)"):
+            ta.accelerate(model, **arguments)
+    with pytest.raises(ValueError, match=r"speedup=0\.5 .*above 1"):
+        ta.accelerate(model, speedup=0.5)
+
+
+def test_every_family_accepts_what_is_recommended_for_it(blocks_only):
     refused = {}
     for name, family in ta.FAMILIES.items():
         config = family.native_config()
@@ -217,60 +303,61 @@ def test_every_family_accepts_what_is_recommended_for_it():
     assert ta.recommended(Deimv2Config(backbone_config=DINOv3ViTConfig(out_indices=[5, 8, 11])), 640)
 
 
-def test_hosts_for_which_parts_make_no_sense(monkeypatch):
+def test_hosts_for_which_parts_make_no_sense(blocks_only):
     segmenter = ta.accelerate_config(SEGMENTER, ta.recommended(SEGMENTER, 512)).accel
     assert segmenter["decode_clusters"] is False
-    assert ta.recommended(SEGMENTER, 512, 1.7).decode_clusters is True
-    assert ta.recommended(SEGMENTER, 512, 1.7, decode_clusters=False).decode_clusters is False
-    assert ta.recommended(SEGMENTER, 512, 1.7, reconstruct_after=8).decode_clusters is None
-    on_clusters = ta.recommended(SEGMENTER, 512, decode_clusters=True)
+    assert ta.recommended(SEGMENTER, 512, 1.7, **GRID).decode_clusters is True
+    assert ta.recommended(SEGMENTER, 512, 1.7, decode_clusters=False, **GRID).decode_clusters is False
+    assert ta.recommended(SEGMENTER, 512, 1.7, reconstruct_after=8, **GRID).decode_clusters is None
+    on_clusters = ta.recommended(SEGMENTER, 512, decode_clusters=True, **GRID)
     assert (on_clusters.expansion, on_clusters.reconstruct_after) == ("delta", None)
     assert ta.accelerate_config(SEGMENTER, on_clusters).accel["decode_clusters"] is True
     assert ta.recommended(Mask2FormerConfig(backbone_config=SWINV2), 256).similarity_on == "tokens"
-    monkeypatch.setattr(recipes, "RECIPE", replace(recipes.RECIPE, last_blocks=1))
+    blocks_only.setattr(recipes, "RECIPE", replace(recipes.RECIPE, last_blocks=1))
     classifier = ViTConfig(architectures=["ViTForImageClassification"])
-    assert ta.recommended(classifier, 384).reconstruct_after is None
-    assert ta.recommended(ViTConfig(architectures=["ViTModel"]), 384).reconstruct_after == 11
+    assert ta.recommended(classifier, 384, **GRID).reconstruct_after is None
+    assert ta.recommended(ViTConfig(architectures=["ViTModel"]), 384, **GRID).reconstruct_after == 11
     # The queries join the last 4 of 24 blocks.
-    assert ta.recommended(EomtConfig(), 640).reconstruct_after == 19
+    assert ta.recommended(EomtConfig(), 640, **GRID).reconstruct_after == 19
 
 
-def test_fewer_blocks_are_left_at_full_resolution_where_the_ratio_asks_for_it(monkeypatch):
+def test_fewer_blocks_are_left_at_full_resolution_where_the_ratio_asks_for_it(blocks_only):
     config = ViTConfig(num_hidden_layers=3, hidden_size=192, num_attention_heads=3)
-    monkeypatch.setattr(recipes, "RECIPE", replace(recipes.RECIPE, last_blocks=1))
-    mild, bold = (ta.recommended(config, 384, speedup) for speedup in (1.69, 1.7))
+    blocks_only.setattr(recipes, "RECIPE", replace(recipes.RECIPE, last_blocks=1))
+    mild, bold = (ta.recommended(config, 384, speedup, **GRID) for speedup in (1.69, 1.7))
     assert (mild.reconstruct_after, bold.reconstruct_after) == (2, None)
-    monkeypatch.setattr(recipes, "RECIPE", replace(recipes.RECIPE, last_blocks=2, bold=9))
-    found = [ta.recommended(config, 384, speedup).reconstruct_after for speedup in (1.2, 2, 4)]
+    blocks_only.setattr(recipes, "RECIPE", replace(recipes.RECIPE, last_blocks=2, bold=9))
+    found = [ta.recommended(config, 384, speedup, **GRID).reconstruct_after for speedup in (1.2, 2, 4)]
     assert found == [1, 2, None]
 
 
-def test_the_recipe_is_one_table(monkeypatch):
-    monkeypatch.setattr(recipes, "RECIPE", replace(recipes.RECIPE, last_blocks=1))
-    plain = ta.recommended(ViTConfig(), 384)
+def test_the_recipe_is_one_table(blocks_only):
+    blocks_only.setattr(recipes, "RECIPE", replace(recipes.RECIPE, last_blocks=1))
+    plain = ta.recommended(ViTConfig(), 384, **GRID)
     fields = {"expansion": "soft", "neighbors": 7}
-    monkeypatch.setattr(recipes, "RECIPE", replace(recipes.RECIPE, fields=fields, last_blocks=3))
-    changed = ta.recommended(ViTConfig(), 384)
+    blocks_only.setattr(recipes, "RECIPE", replace(recipes.RECIPE, fields=fields, last_blocks=3))
+    changed = ta.recommended(ViTConfig(), 384, **GRID)
     assert (changed.expansion, changed.neighbors, changed.similarity_on) == ("soft", 7, "tokens")
     assert (plain.reconstruct_after, changed.reconstruct_after) == (11, 9)
-    monkeypatch.setattr(recipes, "RECIPE", replace(recipes.RECIPE, last_blocks=1, share=(0.0, 0.0)))
-    fewest = ta.recommended(ViTConfig(), 384)
+    blocks_only.setattr(recipes, "RECIPE", replace(recipes.RECIPE, last_blocks=1, share=(0.0, 0.0)))
+    fewest = ta.recommended(ViTConfig(), 384, **GRID)
     assert fewest.cluster_after > plain.cluster_after
     assert fewest.cluster_grid < plain.cluster_grid
 
 
-def test_overrides_of_a_recommended_setting():
+def test_overrides_of_a_recommended_setting(blocks_only):
     free = ta.recommended(ViTConfig(), 384, 1.5, neighbors=4, reconstruct_after=None)
     assert (free.neighbors, free.reconstruct_after) == (4, None)
-    early = ta.recommended(ViTConfig(), 384, 1.5, reconstruct_after=8)
+    early = ta.recommended(ViTConfig(), 384, 1.5, reconstruct_after=8, **GRID)
     encoder = describe_encoder(ViTConfig(), 384)
     assert ta.recommended(ViTConfig(), 384) == ta.recommended(ViTConfig(), 384, recipes.SPEEDUP)
+    assert ta.recommended(ViTConfig(), 384, 1.5, reconstruct_after=10).reconstruct_after == 10
     assert early.reconstruct_after == 8
     assert encoder.flops / encoder.clustered(early.cluster_after, early.cluster_grid, 8) >= 1.5
     assert early.cluster_grid < free.cluster_grid or early.cluster_after < free.cluster_after
 
 
-def test_a_budget_that_cannot_be_met_says_the_best_that_can():
+def test_a_budget_that_cannot_be_met_says_the_best_that_can(blocks_only):
     with pytest.raises(ValueError, match=r"speedup=40 cannot be reached.*the best .* is (\d+\.\d+)") as error:
         ta.recommended(SWINV2, 256, 40)
     best = float(re.search(r"is (\d+\.\d+)", str(error.value))[1])
@@ -296,7 +383,7 @@ def test_a_budget_that_cannot_be_met_says_the_best_that_can():
         (BertConfig(), {}, "cannot be accelerated"),
     ],
 )
-def test_bad_input_is_refused(config, arguments, message):
+def test_bad_input_is_refused(blocks_only, config, arguments, message):
     with pytest.raises(ValueError, match=message):
         ta.recommended(config, 256, **arguments)
 
@@ -304,7 +391,9 @@ def test_bad_input_is_refused(config, arguments, message):
 # By name on the command line
 
 
-def test_presets_are_read_where_settings_are():
+def test_presets_are_read_where_settings_are(blocks_only):
+    several = parse_accel("cluster_after=1/3/5,clusters=0.8/0.6/0.4")
+    assert (several.cluster_after, several.clusters) == ((1, 3, 5), (0.8, 0.6, 0.4))
     assert parse_accel("released:sam-9x9-after-6") == ta.released("sam-9x9-after-6")
     assert parse_accel(" released:sam-9x9-after-6,window=7") == ta.released("sam-9x9-after-6", window=7)
     assert parse_accels(["recommended", "recommended:2,neighbors=4"]) == [

@@ -15,7 +15,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_DEPTH_ESTIMATION_MA
 
 from ...checkpoint import ModelKind
 from ...checks import UserError, did_you_mean
-from ...hosts.track import observe_clusters
+from ...hosts.track import last_steps, observe_clusters
 from ...measure.metrics.depth import ALIGNMENTS, DEPTH_METRICS, DepthProtocol, metrics_from_sums
 from ...measure.variant import Variant
 from ..pictures import Panel
@@ -121,7 +121,7 @@ class DepthTask(Task):
         pixel_values = self.encode(sample)["pixel_values"][None].to(accelerated.device)
         with observe_clusters() as seen:
             accelerated.eager(pixel_values=accelerated.inputs(pixel_values))
-        return Panel(sample["image"], *maps, seen[0].image_labels()[0].cpu(), depth)
+        return Panel(sample["image"], *maps, last_steps(seen)[0].image_labels()[0].cpu(), depth)
 
     def draw_samples(self, panels: Sequence[Panel], path: Path, heading: str) -> None:
         draw_scenes(panels, path, heading=heading)

@@ -25,7 +25,7 @@ from transformers.models.auto.modeling_auto import (
 
 from ...checkpoint import ModelKind, SomeTypes
 from ...checks import UserError
-from ...hosts.track import observe_clusters
+from ...hosts.track import last_steps, observe_clusters
 from ...measure.metrics.coco import NAN, ImageRecord, average_precision
 from ...measure.variant import Variant
 from ..pictures import Panel
@@ -234,7 +234,7 @@ class InstanceTask(Task):
             with observe_clusters() as seen:
                 outputs = self.run(variant.with_eager(), pixel_values)
             found.append(self._shown(self.decode(outputs, [item])[0][kind]))
-        return Panel(sample["image"], *found, seen[0].image_labels()[0].cpu(), self._truth(sample))
+        return Panel(sample["image"], *found, last_steps(seen)[0].image_labels()[0].cpu(), self._truth(sample))
 
     def _truth(self, sample: dict) -> Instances | None:
         if "annotations" not in sample:

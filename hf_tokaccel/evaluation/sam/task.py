@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import AutoModelForMaskGeneration, SamConfig, SamHQConfig
 
 from ...checkpoint import ModelKind
-from ...hosts.track import observe_clusters
+from ...hosts.track import last_steps, observe_clusters
 from ...measure.metrics.bootstrap import bootstrap, interval
 from ...measure.variant import Variant
 from ...models.sam import TokAccelSamConfig
@@ -184,7 +184,7 @@ class SamTask(Task):
             with observe_clusters() as seen:
                 outputs = self.run(variant.with_eager(), pixel_values)
             found += self.decode(outputs, [item])
-        labels = seen[0].image_labels()[0].cpu()
+        labels = last_steps(seen)[0].image_labels()[0].cpu()
         # The model's input is padded at the bottom and right.
         side = pixel_values.shape[-1]
         rows, columns = (max(round(n * labels.shape[-1] / side), 1) for n in item["reshaped"])

@@ -19,7 +19,7 @@ from transformers.models.auto.modeling_auto import (
 
 from ...checkpoint import ModelKind, SomeTypes
 from ...checks import UserError, did_you_mean
-from ...hosts.track import observe_clusters
+from ...hosts.track import last_steps, observe_clusters
 from ...images import patch_size
 from ...measure.metrics.bootstrap import bootstrap, interval
 from ...measure.metrics.segmentation import image_sums, metrics_from_counts, num_sums
@@ -228,7 +228,7 @@ class SegmentationTask(Task):
         pixel_values = self.encode(sample)["pixel_values"][None].to(accelerated.device)
         with observe_clusters() as seen:
             self.run(accelerated.with_eager(), pixel_values)
-        labels = torch.cat([one.image_labels().cpu() for one in seen])
+        labels = torch.cat([one.image_labels().cpu() for one in last_steps(seen)])
         size = tuple(pixel_values.shape[-2:])
         labels = labels[0] if len(labels) == 1 else self._paste(labels, size)
         return Panel(sample["image"], *maps, labels, sample.get("label"))
