@@ -109,3 +109,20 @@ def test_adaptive_clusters_attend_as_the_tokens_at_their_middle(own, shared):
         attention = model(tester.images(), output_attentions=True).attentions[1]
         expected = expected_attention(seen["query"], seen["key"], tables_of(model, 1), observed[0].clusters.regions)
     torch.testing.assert_close(attention, expected)
+
+
+@pytest.mark.parametrize("options", [{}, {"use_relative_position_bias": False}], ids=["positions", "plain"])
+def test_the_mask_of_sizes_has_the_type_of_the_queries(monkeypatch, options):
+    """This host calls PyTorch's attention itself, whose kernels on a GPU misread a mask of another type."""
+    attend, seen = torch.nn.functional.scaled_dot_product_attention, set()
+
+    def spy(query, key, value, attn_mask=None, **kwargs):
+        seen.add((query.dtype, attn_mask.dtype if attn_mask is not None else query.dtype))
+        return attend(query, key, value, attn_mask=attn_mask, **kwargs)
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", spy)
+    model = Data2VecVisionModel(Data2VecVisionConfig(**{**TINY, **options})).eval().to(torch.bfloat16)
+    fast = ta.accelerate(model, {"cluster_after": 1, "clusters": 0.5})
+    with torch.no_grad():
+        fast(torch.randn(1, 3, 32, 32, dtype=torch.bfloat16))
+    assert seen == {(torch.bfloat16, torch.bfloat16)}
