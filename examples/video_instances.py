@@ -19,6 +19,7 @@ from torch import Tensor
 
 import hf_tokaccel as ta
 from hf_tokaccel.checkpoint import load_checkpoint
+from hf_tokaccel.checks import UserError
 from hf_tokaccel.evaluation import count_gflops, make_accelerator, time_interleaved
 from hf_tokaccel.evaluation.panoptic import task as panoptic_task
 from hf_tokaccel.evaluation.panoptic.pictures import show_segments
@@ -73,12 +74,12 @@ def read_frames(folder: Path, length: int) -> list[np.ndarray]:
     found = sorted(folder.iterdir()) if folder.is_dir() else []
     paths = [path for path in found if path.suffix.lower() in (".png", ".jpg", ".jpeg")][:length]
     if len(paths) < 2:
-        raise ValueError(f"--frames {folder} must be a folder of at least 2 PNG or JPEG files, such as 00001.jpg")
+        raise UserError(f"--frames {folder} must be a folder of at least 2 PNG or JPEG files, such as 00001.jpg")
     frames = open_photographs(paths)
     sizes = {image.shape[:2]: name for name, image in frames.items()}
     if len(sizes) > 1:
         said = ", ".join(f"{name} of {height}x{width}" for (height, width), name in sizes.items())
-        raise ValueError(f"the frames of a clip must have one size, but there are {said}; give those of one clip")
+        raise UserError(f"the frames of a clip must have one size, but there are {said}; give those of one clip")
     return list(frames.values())
 
 
@@ -118,7 +119,7 @@ def draw(frames: list[np.ndarray], names: list[str], found: list[list[Tensor]], 
 def run(args: argparse.Namespace, console: Console) -> None:
     for name, least in LEAST.items():
         if (value := getattr(args, name)) is not None and value < least:
-            raise ValueError(f"--{name} {value} must be at least {least}, for example {least + 4}")
+            raise UserError(f"--{name} {value} must be at least {least}, for example {least + 4}")
     device = make_accelerator(args.cpu).device
     folder = args.model or reference_model_path("panoptic")
     checkpoint = load_checkpoint(folder, kind=panoptic_task.PANOPTIC_MODELS, dtype="float32", device=device)

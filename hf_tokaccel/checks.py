@@ -62,7 +62,8 @@ def is_number(value: Any) -> bool:
     """Whether it is a finite number, for which a truth value does not stand."""
     if isinstance(value, bool) or not isinstance(value, (int, float, Real)):
         return False
-    # Some whole numbers are larger than every float.
+    # Some whole numbers are larger than every float; others than Python's own compare in a type of theirs.
+    value = value if isinstance(value, (int, float)) and not hasattr(value, "dtype") else float(value)
     return -sys.float_info.max <= value <= sys.float_info.max
 
 

@@ -29,7 +29,7 @@ def config() -> DPTConfig:
 
 def build(row: Row) -> nn.Module:
     """Our model for an image that is not square, which transformers' DPT hybrid refuses in two places."""
-    model = TokAccelDPTForDepthEstimation(ta.accelerate_config(config(), row.setting))
+    model = TokAccelDPTForDepthEstimation(ta.accelerate_config(config(), row.setting, row.size))
     model.dpt.embeddings.image_size = row.size  # a check only: position embeddings are resized in any case
     grid = [side // PATCH for side in row.size]
     model.neck.register_forward_pre_hook(lambda _, arguments: (arguments[0], *grid))

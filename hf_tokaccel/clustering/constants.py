@@ -32,7 +32,8 @@ def constant(like: Tensor, make: Callable[..., Any], *sizes: Hashable) -> Any:
 
 def counting(like: Tensor, count: int) -> Tensor:
     """(count,): 0, 1, 2 and so on, which nobody may write to."""
-    if torch.compiler.is_compiling():
+    # While torch.jit.trace runs, sizes are tensors.
+    if torch.compiler.is_compiling() or isinstance(count, Tensor):
         return torch.arange(count, device=like.device)
     # Every round counts to another number; they share what counts to the next power of two.
     return constant(like, _counted, 1 << count.bit_length())[:count]

@@ -34,6 +34,8 @@ from .sizes import weigh_sizes
 from .track import TokenTrack, ambient_read, ambient_track
 from .tracked import track_blocks
 
+GRAPHS = 64  # image sizes that a compiled model may see before PyTorch gives up compiling more
+
 
 class AcceleratedModel(SettingModel, ShimMixin):
     """First base of every accelerated model class; the second is the host's own class.
@@ -82,6 +84,8 @@ class AcceleratedModel(SettingModel, ShimMixin):
         self.accel_setting = accel
         if accel is None:
             return
+        # Each image size gets a graph of its own, and all models of a class count as one forward.
+        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, GRAPHS)
         for path in self.accel_parts:
             owner_name, _, name = path.rpartition(".")
             owner = self.get_submodule(owner_name)
@@ -185,10 +189,11 @@ def image_grid(model: nn.Module, pixel_values: torch.Tensor, windows: int = 1) -
     Raises:
         ValueError: when a side is not a multiple of the patch, or cannot be divided into these parts.
     """
-    sides, steps = pixel_values.shape[-2:], tuple(windows * step for step in model.accel_patch_size())
-    check_multiple(sides, steps, windows)
     # Constants even where torch.compile made the image size symbolic: each size gets a graph of its own.
-    return tuple(operator.index(side // step) for side, step in zip(sides, steps, strict=True))
+    sides = tuple(operator.index(side) for side in pixel_values.shape[-2:])
+    steps = tuple(windows * step for step in model.accel_patch_size())
+    check_multiple(sides, steps, windows)
+    return tuple(side // step for side, step in zip(sides, steps, strict=True))
 
 
 def enter(native_forward: Callable, reads: Callable[[Any], Collection[int]] | None = None) -> Callable:

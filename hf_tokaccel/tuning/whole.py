@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import DataDependentOutputException
 from transformers import AutoModel, PreTrainedConfig
 
+from ..checks import UserError, first_line
 from ..hosts.blocks import Grid
 from ..hosts.convert import to_native_config
 from ..measure.flops import gflops_of_shape
@@ -23,8 +24,9 @@ from .images import other_inputs
 def whole_flops(config: PreTrainedConfig, image_size: Grid) -> float | None:
     """FLOPs of a dense model for an image (height, width), with heads and decoders.
 
-    The model is the class that `architectures` of the configuration names, else the one without a head; it is built
-    without weights. None for models that need more than images, such as texts, which have no one size.
+    The model is the class that `architectures` of the configuration names, else the one without a head, or where
+    there is none the family's first; it is built without weights. None for models that need more than images, such as
+    texts, which have no one size.
     """
     native = to_native_config(config)
     values = json.dumps(native.to_dict(), sort_keys=True, default=str)
@@ -36,12 +38,18 @@ def _count(config_class: type[PreTrainedConfig], values: str, architectures: tup
     config = config_class.from_dict(json.loads(values))
     config.architectures = list(architectures)
     with torch.device("meta"):
-        model = _model_class(config)(config).eval()
-    if _needs_more(model):
+        make = _model_class(config)
+        model = None if make is None else make(config).eval()
+    if model is None or _needs_more(model):
         return None
     try:
         return 1e9 * gflops_of_shape(model, size, _inputs)
-    except DataDependentOutputException:
+    except (RuntimeError, ValueError) as error:
+        if not isinstance(error, DataDependentOutputException):
+            raise UserError(
+                f"image_size={size} is not valid: {type(model).__name__} cannot run at it ({first_line(error)}); give "
+                "the size that its processor or configuration names."
+            ) from error
         # Some hosts look at values: these run for real, whatever the values are.
         model.to_empty(device="cpu")
         for tensor in (*model.parameters(), *model.buffers()):
@@ -59,7 +67,9 @@ def _model_class(config: PreTrainedConfig) -> Any:
         found = own.get(name) or getattr(transformers, name, None)
         if isinstance(found, type) and issubclass(found, transformers.PreTrainedModel):
             return found
-    return lambda config: AutoModel.from_config(config)
+    if type(config) in AutoModel._model_mapping:
+        return AutoModel.from_config
+    return next(iter(own.values()), None)
 
 
 def _needs_more(model: nn.Module) -> bool:

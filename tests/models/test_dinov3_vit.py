@@ -72,7 +72,8 @@ class TestDINOv3ViTBackbone(DINOv3ViTTester):
     def test_training_moves_clusters_along_with_their_patches(self, rotated):
         moved = {"pos_embed_shift": 0.5, "pos_embed_jitter": 1.5, "pos_embed_rescale": 2.0}
         model = DINOv3ViTBackbone(DINOv3ViTConfig(**TINY, **moved)).eval()
-        fast = ta.accelerate(model, {**ACCEL, "cluster_grid": list(self.grid), "iterations": 0}).train()
+        setting = {**ACCEL, "cluster_grid": list(self.grid), "iterations": 0}
+        fast = ta.accelerate(model, setting, self.image_size).train()
         torch.manual_seed(0)
         fast(self.images())
         torch.manual_seed(0)

@@ -33,7 +33,7 @@ class TestPromptDepthAnything(FamilyTester):
         prompt = torch.rand(2, 1, 8, 12, generator=torch.Generator().manual_seed(0)) * 5
         identity = {**ACCEL, "cluster_grid": [8, 12], "iterations": 0, "expansion": "nearest"}
         expected = self.run(model, self.images(), prompt_depth=prompt)
-        actual = self.run(ta.accelerate(model, identity), self.images(), prompt_depth=prompt)
+        actual = self.run(ta.accelerate(model, identity, self.image_size), self.images(), prompt_depth=prompt)
         assert all(torch.equal(a, b) for a, b in zip(actual, expected, strict=True))
         self.assert_differs(actual, self.run(model, self.images()))
         self.assert_differs(self.run(ta.accelerate(model, ACCEL), self.images(), prompt_depth=prompt), expected)

@@ -66,7 +66,7 @@ def test_two_metric_heads():
     expected = tester.run(model, images)
     assert len(expected) == 2
     identity = {**ACCEL, "cluster_grid": list(tester.grid), "iterations": 0, "expansion": "nearest"}
-    for same in (ta.accelerate(model, None), ta.accelerate(model, identity)):
+    for same in (ta.accelerate(model, None), ta.accelerate(model, identity, tester.image_size)):
         assert all(torch.equal(a, b) for a, b in zip(tester.run(same, images), expected, strict=True))
     tester.assert_differs(tester.run(ta.accelerate(model, ACCEL), images), expected)
 

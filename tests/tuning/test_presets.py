@@ -297,7 +297,10 @@ def test_every_family_accepts_what_is_recommended_for_it(blocks_only):
         assert setting.expansion == "delta"
         assert setting.reconstruct_after is None
     # Their default backbones are none that can be accelerated.
-    assert set(refused) == {"deimv2", "upernet"}
+    assert set(refused) == {"deimv2", "rf_detr", "upernet"}
+    # Its own default size does not divide into its own windows.
+    assert "multiples of the patch size" in refused.pop("rf_detr")
+    assert ta.recommended(ta.FAMILIES["rf_detr"].native_config(), 560).reconstruct_after is None
     assert all("cannot be accelerated" in said for said in refused.values())
     assert ta.recommended(UperNetConfig(backbone_config=SwinConfig(out_indices=[4])), 384)
     assert ta.recommended(Deimv2Config(backbone_config=DINOv3ViTConfig(out_indices=[5, 8, 11])), 640)

@@ -26,15 +26,15 @@ def token_grid(pixel_values: Tensor, patch_size: tuple[int, int]) -> tuple[int, 
     Raises:
         ValueError: when a side is not a multiple of the patch.
     """
-    sides = tuple(pixel_values.shape[-2:])
+    # Constants even where torch.compile made the image size symbolic: each size gets a graph of its own.
+    sides = tuple(operator.index(side) for side in pixel_values.shape[-2:])
     if any(side < step or side % step for side, step in zip(sides, patch_size, strict=True)):
         nearest = tuple(max(1, round(side / step)) * step for side, step in zip(sides, patch_size, strict=True))
         raise UserError(
             f"image size {sides} is not valid: height and width must be multiples of the patch size {patch_size}, "
             f"for example {nearest}. Resize the image, or pad it and crop what comes out."
         )
-    # Constants even where torch.compile made the image size symbolic: each size gets a graph of its own.
-    return tuple(operator.index(side // step) for side, step in zip(sides, patch_size, strict=True))
+    return tuple(side // step for side, step in zip(sides, patch_size, strict=True))
 
 
 class SegmenterEmbeddings(ViTEmbeddings):
